@@ -1,0 +1,178 @@
+"""Execute the notebook from top to bottom, store its outputs, and bring README up to date.
+
+python .tools/run_notebook.py            a full run, whatever CHARLM_FAST says
+python .tools/run_notebook.py --check    no run: fail if notebook, README or pictures are stale
+python .tools/run_notebook.py --readme   no run: update README from the stored outputs
+
+A code cell tagged `readme:NAME` feeds README: its last picture becomes .github/NAME.png; if it
+shows none, its last Markdown goes between README's lines `<!-- NAME -->` and `<!-- /NAME -->`.
+"""
+
+import base64
+import contextlib
+import copy
+import hashlib
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = "CharLM_MLP.ipynb"
+INPUTS = ("charlm_utils.py", "names.txt", "names_all_years.txt")  # outputs depend on these, too
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+WIDGET_LINE = "Run this cell, and its sliders and buttons appear here."
+
+
+def code_cells(nb: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+def digest(nb: NotebookNode, root: Path = ROOT) -> str:
+    """Return the SHA-256 of what outputs come from: code cells in order, helper and names."""
+    parts = [cell.source.encode() for cell in code_cells(nb)]
+    parts += [(root / name).read_bytes() for name in INPUTS]
+    total = hashlib.sha256()
+    for part in parts:  # each hashed on its own, so that text cannot wander between them unseen
+        total.update(hashlib.sha256(part.replace(b"\r\n", b"\n")).digest())
+    return total.hexdigest()
+
+
+def clean(nb: NotebookNode) -> NotebookNode:
+    """Return a copy without what differs from run to run or cannot be drawn without a kernel."""
+    nb = copy.deepcopy(nb)
+    nb.metadata.pop("widgets", None)
+    nb.metadata.get("language_info", {}).pop("version", None)
+    for cell in code_cells(nb):
+        cell.metadata.pop("execution", None)
+        for output in cell.outputs:
+            if WIDGET_VIEW in output.get("data", {}):
+                output.data = NotebookNode({"text/plain": WIDGET_LINE})
+    return nb
+
+
+def troubles(nb: NotebookNode) -> list[str]:
+    """Name each code cell that has raised an error or written to stderr."""
+    found = []
+    for number, cell in enumerate(code_cells(nb), start=1):
+        where = f"code cell {number} ({next(iter(cell.source.strip().splitlines()), '')!r})"
+        for output in cell.outputs:
+            if output.output_type == "error":
+                found.append("\n".join([f"{where} raised {output.ename}:", *output.traceback]))
+            elif output.get("name") == "stderr":
+                found.append(f"{where} wrote to stderr: {output.text.strip()}")
+    return found
+
+
+def fill(readme: str, blocks: dict[str, str]) -> str:
+    """Return README with each block between its marker lines."""
+    for name in set(re.findall(r"(?m)^<!-- /([\w-]+) -->$", readme)) - blocks.keys():
+        raise ValueError(
+            f"README has a block {name!r}, but no cell tagged 'readme:{name}' fills it."
+        )
+    for name, text in blocks.items():
+        first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+        parts = re.split(rf"(?m)^({first}|{last})$", readme)
+        if parts[1::2] != [first, last]:
+            raise ValueError(f"README needs a line {first!r} and, below it, {last!r}, once each.")
+        readme = f"{parts[0]}{first}\n\n{text}\n\n{last}{parts[4]}"
+    return readme
+
+
+def readme_files(nb: NotebookNode, root: Path = ROOT) -> dict[str, bytes]:
+    """Return README and its pictures as they should be, by path below `root`."""
+    pictures, blocks = {}, {}
+    for cell in code_cells(nb):
+        shown = [output.get("data", {}) for output in cell.outputs]
+        for tag in (tag for tag in cell.metadata.get("tags", []) if tag.startswith("readme:")):
+            name = tag.removeprefix("readme:")
+            if not re.fullmatch(r"[\w-]+", name) or name in {*pictures, *blocks}:
+                raise ValueError(f"Tag {tag!r}: one cell a name, of letters, digits, _ and -.")
+            if pngs := [data["image/png"] for data in shown if "image/png" in data]:
+                pictures[name] = base64.b64decode(pngs[-1])
+            elif texts := [data["text/markdown"] for data in shown if "text/markdown" in data]:
+                blocks[name] = texts[-1].strip()
+            else:
+                raise ValueError(f"The cell tagged {tag!r} shows neither a picture nor Markdown.")
+    readme = fill((root / "README.md").read_text(encoding="utf-8"), blocks)
+    return {"README.md": readme.encode()} | {f".github/{n}.png": p for n, p in pictures.items()}
+
+
+def check(nb: NotebookNode, root: Path = ROOT) -> list[str]:
+    """Return a sentence for each thing in notebook, README and pictures that is stale."""
+    found = troubles(nb)
+    if nb.metadata.get("charlm", {}).get("sources") != digest(nb, root):
+        found.append("code cells, helper or names have changed since the outputs were stored.")
+    counts = [cell.execution_count for cell in code_cells(nb)]
+    if counts != list(range(1, len(counts) + 1)):
+        found.append("the execution counts are not 1, 2, 3, ...: not one run from top to bottom.")
+    if clean(nb) != nb:
+        found.append("another program saved the notebook: the outputs may be those of another run.")
+    try:
+        for name, wanted in readme_files(nb, root).items():
+            if not (root / name).is_file() or (root / name).read_bytes() != wanted:
+                found.append(f"{name} differs from the stored outputs: run with --readme.")
+    except ValueError as error:
+        found.append(str(error))
+    return found
+
+
+def execute(nb: NotebookNode, root: Path = ROOT) -> NotebookNode:
+    """Return the notebook as one full run in a fresh kernel leaves it, ready to be stored."""
+    os.environ.pop("CHARLM_FAST", None)
+    nb = copy.deepcopy(nb)
+    nb.metadata["charlm"] = {"sources": digest(nb, root)}  # before the run: of what is executed
+    for cell in code_cells(nb):
+        cell.update(outputs=[], execution_count=None)
+    options = {"timeout": None, "coalesce_streams": True, "record_timing": False}
+    client = NotebookClient(nb, resources={"metadata": {"path": str(root)}}, **options)
+    with contextlib.suppress(CellExecutionError):  # the cell's outputs hold it
+        client.execute()
+    if found := troubles(nb):
+        raise ValueError("nothing stored: " + "\n".join(found))
+    nbformat.validate(nb := clean(nb))
+    return nb
+
+
+def peak_memory() -> str:
+    """Return the most memory that any child process so far, here the kernel, has held."""
+    if sys.platform == "win32":
+        return "unknown"
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return f"{peak / (2**20 if sys.platform == 'darwin' else 2**10):.0f} MiB"
+
+
+def main() -> None:
+    path, start, mode = ROOT / NOTEBOOK, time.perf_counter(), sys.argv[1:]
+    if mode not in ([], ["--check"], ["--readme"]):
+        sys.exit(__doc__)
+    try:
+        before = path.read_bytes()
+        nb = nbformat.reads(before.decode(), as_version=4)
+        if mode == ["--check"]:
+            if found := check(nb):
+                raise ValueError("\n".join(found))
+            return print(f"{NOTEBOOK}, README.md and its pictures belong together.")
+        if not mode:
+            nb = execute(nb)
+            if path.read_bytes() != before:
+                raise ValueError("nothing stored: the notebook was edited during the run.")
+            path.write_text(nbformat.writes(nb) + "\n", encoding="utf-8", newline="\n")
+            print(f"{time.perf_counter() - start:.0f} s, peak memory of the kernel {peak_memory()}")
+        for name, data in readme_files(nb).items():
+            (ROOT / name).parent.mkdir(exist_ok=True)
+            (ROOT / name).write_bytes(data)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"{NOTEBOOK}: {error}")
+
+
+if __name__ == "__main__":
+    main()
