@@ -1,0 +1,181 @@
+"""What the notebook's sentences and titles claim, against the outputs that are stored."""
+
+import math
+import re
+
+import pytest
+from notebook_code import code_cells
+
+
+@pytest.fixture(scope="module")
+def text():
+    """Cell id -> everything the cell has stored as text."""
+    found = {}
+    for cell in code_cells():
+        parts = []
+        for output in cell.outputs:
+            data = output.get("data", {})
+            parts.append(output.get("text") or data.get("text/markdown") or "")
+            if "image/png" not in data and "text/markdown" not in data:
+                parts.append(data.get("text/plain", ""))
+        found[cell["id"]] = "\n".join(parts)
+    return found
+
+
+def number(text, pattern):
+    """The number that the pattern's group matches."""
+    match = re.search(pattern, text)
+    assert match, f"{pattern!r} is nowhere in {text!r}"
+    return float(match.group(1).replace(",", ""))
+
+
+def rows(text):
+    """A Markdown table as {first cell: [numbers of the other cells]}; signs and units dropped."""
+    table = {}
+    for line in text.splitlines():
+        if line.startswith("|") and "---" not in line:
+            first, *others = (cell.strip() for cell in line.strip("|").split("|"))
+            numbers = [re.search(r"[-+]?[\d.,]*\d(?:e[-+]\d+)?", cell) for cell in others]
+            table[first] = [n and float(n.group().replace(",", "")) for n in numbers]
+    return table
+
+
+def test_the_counts_of_letters_are_as_titled(text):
+    assert 45 < number(text["data-counts"], r"6 or 7 letters: ([\d.]+)%") < 55  # "half"
+    assert 100 / 7.5 < number(text["data-counts"], r"share of 'a': ([\d.]+)%") < 100 / 6.5
+
+
+def test_one_dev_name_in_eight_leaks(text):
+    assert 100 / 8.5 < number(text["data-leak"], r"repeats kept: ([\d.]+)%") < 100 / 7.5
+    assert number(text["data-leak"], r"unique names: ([\d.]+)%") == 0
+
+
+def test_the_yardsticks_rank_as_told(text):
+    losses = {name: row[-1] for name, row in rows(text["yardsticks-table"]).items()}
+    uniform, bigram, four, five = list(losses.values())[1:]
+    assert uniform == pytest.approx(math.log(27), abs=1e-4)
+    assert uniform > bigram > four > five
+    model_1 = number(text["model-1"], r"dev loss ([\d.]+)")
+    model_2 = number(text["model-2"], r"dev loss ([\d.]+):")
+    assert model_1 > four, "'the first does not beat it at all'"
+    assert 0.015 <= four - model_2 < 0.025, "'by only about 0.02'"
+    assert model_2 > five
+
+
+def test_model_2_keeps_about_half_as_many_numbers_as_the_table(text):
+    counts = rows(text["yardsticks-table"])
+    four = next(row[1] for name, row in counts.items() if name.startswith("4-gram"))
+    assert 0.4 < 12_097 / four < 0.6
+    assert number(text["model-2"], r"([\d,]+) parameters") == 12_097
+    assert number(text["folding"], r"([\d,]+) parameters") == 11_897
+
+
+def test_the_judge_agreed_to_about_fifteen_digits(text):
+    for name, row in rows(text["judge-table"]).items():
+        assert name == "layer" or row[-1] < 1e-14, name
+    assert number(text["network-judge"], r"error ([\de.-]+)") < 1e-13
+
+
+def test_the_learning_rate_lies_in_the_valley(text):
+    low = number(text["range-test-plot"], r"from ([\d.]+) to")
+    high = number(text["range-test-plot"], r"to ([\d.]+)\n")
+    assert low < 0.1 and high > 0.5, "'inside the valley and well before the cliff'"
+
+
+def test_model_1_starts_confidently_wrong_and_nobody_is_dead(text):
+    assert number(text["model-1"], r"first loss ([\d.]+)") > 5 * math.log(27)
+    assert re.findall(r"([\d.]+)% of the units dead", text["saturation"]) == ["0.0", "0.0"]
+
+
+def test_each_cure_does_what_section_6_says(text):
+    table = rows(text["init-compare"])
+    for name in ("output scaled", "fan-in scaled", "gain 5/3"):
+        assert abs(table[name][0] - math.log(27)) < 0.1, "first loss at ln 27"
+        assert table[name][3] < table["naive"][3] - 0.05, "'the naive network trails'"
+    assert table["fan-in scaled"][1] < 10 < 50 < table["output scaled"][1]
+
+
+def test_running_statistics_are_good_to_a_few_percent(text):
+    assert number(text["running-stats"], r"([\d.]+) at worst") < 0.06
+    assert number(text["running-stats"], r"deviation: ([\d.]+) to") > 0.94
+    assert number(text["running-stats"], r"to ([\d.]+) times") < 1.06
+
+
+def test_the_wrong_mode_costs_more_the_smaller_the_batch(text):
+    losses = [row[0] for name, row in rows(text["modes"]).items() if "mode" in name]
+    assert losses == sorted(losses), "large batches: small difference; small ones: ruin"
+    assert losses[1] - losses[0] < 0.01 and losses[-1] - losses[0] > 1
+    spread = [float(s) for s in re.findall(r"deviation ([\d.]+)", text["coupling-plot"])]
+    assert spread == sorted(spread, reverse=True)
+
+
+def test_the_leak_flatters_as_told(text):
+    table = rows(text["leak-table"])
+    kept, unique = table["repeats kept: dev"][1], table["unique names: dev"][1]
+    seen = table["... of it, names seen in training"][1]
+    unseen = table["... of it, names not seen"][1]
+    ordinary = table["... of it, names of both sexes"][1]
+    assert kept < unique and seen < unseen - 0.05, "'their loss is far below that of the others'"
+    assert seen < ordinary < unique, "'explains part of that, and only part'"
+
+
+def test_healthy_and_sick_networks_differ_as_told(text):
+    outputs = rows(text["activations"])
+    for layer in (1, 6):
+        mean, std, saturated, dead = outputs[f"healthy, layer {layer}, start"]
+        assert abs(mean) < 0.1 and 0.3 < std < 0.8 and saturated < 10 and dead == 0
+        assert outputs[f"saturated, layer {layer}, start"][2] > 60
+    assert outputs["saturated, layer 1, end"][3] > 1, "some of the first layer's units are dead"
+    assert outputs["fading, layer 6, start"][1] < 0.03 < outputs["fading, layer 6, end"][1]
+    gradients, weights = rows(text["gradients"]), rows(text["weight-gradients"])
+    assert 0.2 < gradients["healthy"][4] < 5 and 0.2 < weights["healthy"][4] < 5
+    assert gradients["saturated"][4] > 10 and gradients["fading"][4] < 0.1
+    assert weights["saturated"][4] > 10 and 0.2 < weights["fading"][4] < 5
+
+
+def test_update_ratios_are_as_told(text):
+    line = {
+        s: re.search(rf"\| {s} \|(.*)", text["update-ratios"]).group(1)
+        for s in ("healthy", "saturated", "fading")
+    }
+    spans = {s: [float(n) for n in re.findall(r"-\d\.\d", part)] for s, part in line.items()}
+    first, middle = {}, {}
+    for state, (a, b, c, d) in spans.items():
+        first[state], middle[state] = (a, b), (c, d)
+    assert -3.5 <= first["healthy"][0] and middle["healthy"][1] <= -2, "in the grey band"
+    assert first["healthy"][1] - first["healthy"][0] < 0.5, "hidden layers in step"
+    assert first["saturated"][1] - first["saturated"][0] > 1.5
+    assert middle["saturated"][1] - middle["saturated"][0] >= 0.8, "'a power of ten apart'"
+    assert first["fading"][1] < -3.5 and middle["fading"][0] > -3.5, "climbs back"
+    losses = {s: float(re.findall(r"\d\.\d{3}", part)[-1]) for s, part in line.items()}
+    assert losses["healthy"] < losses["fading"] < losses["saturated"]
+
+
+def test_better_models_invent_more_real_names(text):
+    real = {name: row[1] for name, row in rows(text["quality"]).items() if row[1]}
+    ranked = [
+        real[name]
+        for name in ("bigram counts", "Model 1", "Model 2, temperature 1.0", "5-gram, Kneser-Ney")
+    ]
+    assert ranked == sorted(ranked), "'the order is that of the dev losses'"
+    table = rows(text["quality"])
+    heats = [table[f"Model 2, temperature {t}"] for t in (0.5, 0.8, 1.0, 1.2)]
+    assert [h[1] for h in heats] == sorted((h[1] for h in heats), reverse=True)
+    assert [h[2] for h in heats] == sorted((h[2] for h in heats), reverse=True)
+
+
+def test_vowels_lie_closer_than_chance(text):
+    assert number(text["embedding-measure"], r"letters, ([\d,]+) lie as close") < 1_000
+    same = re.search(r"nearest letter is a consonant: (\d+) of (\d+)", text["embedding-measure"])
+    assert int(same.group(1)) >= 0.9 * int(same.group(2))
+    vowels = re.search(r"nearest letter is a vowel: (\d+) of (\d+)", text["embedding-measure"])
+    assert int(vowels.group(1)) > int(vowels.group(2)) / 2, "'most vowels lie close together'"
+
+
+def test_the_scoreboard_holds_the_losses_of_the_sections(text):
+    table = rows(text["scoreboard"])
+    model_1 = number(text["model-1"], r"dev loss ([\d.]+)")
+    model_2 = number(text["model-2"], r"dev loss ([\d.]+):")
+    assert table["Model 1"][-1] == pytest.approx(model_1, abs=6e-4)
+    assert table["Model 2"][-1] == pytest.approx(model_2, abs=6e-4)
+    assert table["uniform"][-1] == pytest.approx(math.log(27), abs=6e-4)
