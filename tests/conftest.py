@@ -9,6 +9,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from notebook_code import definitions
+from small import NAMES
+
+from charlm_utils import build_dataset
 
 torch.set_num_threads(1)
 
@@ -22,3 +25,9 @@ def nb():
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def data(nb):
+    """(X, Y) of a few names, context 3."""
+    return build_dataset(NAMES, nb.vocab, 3)

@@ -5,6 +5,8 @@ from collections import Counter, defaultdict
 
 import pytest
 import torch
+from notebook_code import definitions
+from small import small
 
 from charlm_utils import build_dataset
 
@@ -106,3 +108,128 @@ def test_scores_have_the_agreed_keys(nb):
     row = nb.score("x", 1, 2, 3.0, 4.0, 5.0)
     assert list(row) == ["model", "parameters", "steps", "seconds", "train", "dev", "test"]
     assert row["test"] is None
+
+
+def test_no_two_contexts_share_a_code(nb):
+    X = torch.cartesian_prod(torch.arange(27), torch.arange(27))
+    table = nb.CountTable(X, X[:, 0], 2)
+    assert len(table.contexts) == 27 * 27
+    assert torch.equal(table(X).argmax(1), X[:, 0])
+
+
+def test_a_small_table_is_discounted_by_a_half(nb):
+    for counts in ([], [1, 1, 3], [1, 2], [2, 3]):  # no 1, 2 or 3 at all: nothing to estimate
+        D = nb.KneserNey.discount(torch.tensor([0, *counts]))
+        assert D.tolist() == [0, 0.5, 0.5, 0.5]
+    D = nb.KneserNey.discount(torch.tensor([1] * 4 + [2] * 2 + [3]))  # no 4 is no obstacle
+    assert D.tolist() == pytest.approx([0, 0.5, 2 - 3 * 0.5 * 1 / 2, 3])
+
+
+def test_cross_entropy_of_is_the_mean_surprise_of_the_targets(nb):
+    X, Y = torch.zeros(2, 3, dtype=torch.int64), torch.tensor([0, 1])
+    p = torch.tensor([0.5, 0.125]).expand(2, 2)
+    assert nb.cross_entropy_of(lambda X: p, (X, Y)) == pytest.approx(2 * math.log(2))
+
+
+def test_quality_gives_the_95_percent_margin_and_survives_no_new_name(nb):
+    assert nb.quality(["emma", "mia", "mia", "zzz"])[1] == "50.0% ± 69.3%"
+    assert nb.quality(["emma", "ava"]) == ["0.0%", "0.0% ± 0.0%", "0", "0.0%"]
+
+
+def test_logits_for_sampling_cover_all_rows_in_chunks(nb):
+    network = small(nb)
+    X = torch.randint(27, (1_100, 3), generator=torch.Generator().manual_seed(4))
+    with network.inference():
+        expected = network.forward(X)
+    assert torch.allclose(nb.next_logits(network)(X), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("context_size", [1, 4])
+def test_names_drawn_from_a_count_model_follow_its_counts(nb, context_size):
+    X, Y = nb.dataset(["abc"] * 3, context_size)
+    assert X.shape == (12, context_size)
+    model = nb.add_alpha(nb.CountTable(X, Y, context_size), 1e-9)
+    assert nb.sample_counts(model, context_size, 20) == ["abc"] * 20
+
+
+def test_a_surprise_is_shown_for_each_letter_and_as_one_draw_in_so_many(nb, monkeypatch):
+    network, shown = small(nb), []
+    monkeypatch.setitem(
+        nb.show_surprise.__globals__, "display", lambda data, raw: shown.append(data)
+    )
+    nb.show_surprise(network, " Ava ", "mia")
+    total = nb.surprises(network, nb.dataset(["ava"])).sum().item()
+    first, second = shown[0]["text/plain"].splitlines()
+    assert first == f"ava: one draw in {math.exp(total):,.0f}" and second.startswith("mia:")
+    assert shown[0]["text/html"].count("<span") == 8  # both names have 3 letters and an end
+
+
+def test_a_score_has_each_number_under_its_own_key(nb):
+    row = nb.score("x", 1, 2, 3.0, 4.0, 5.0, 6.0)
+    assert row == {
+        "model": "x",
+        "parameters": 1,
+        "steps": 2,
+        "seconds": 3.0,
+        "train": 4.0,
+        "dev": 5.0,
+        "test": 6.0,
+    }
+
+
+def test_the_scoreboard_ends_with_the_best_model_and_a_dash_where_nothing_is_known(nb, monkeypatch):
+    shown = []
+    monkeypatch.setitem(
+        nb.show_scoreboard.__globals__, "table", lambda header, rows: shown.extend(rows)
+    )
+    best, worst = nb.score("best", 1_000, 20, 3.4, 1.0, 2.0), nb.score("worst", 9, *[None] * 3, 3.0)
+    nb.show_scoreboard([best, worst])
+    assert shown == [
+        ["worst", "9", "-", "-", "-", "3.000"],
+        ["best", "1,000", "20", "3", "1.000", "2.000"],
+    ]
+
+
+def test_a_table_puts_numbers_to_the_right_and_text_to_the_left(nb, monkeypatch):
+    shown = []
+    monkeypatch.setitem(nb.table.__globals__, "display", lambda shown_as: shown.append(shown_as))
+    nb.table(["name", "loss", "mixed"], [["a", "1.5", "2"], ["b", -2, "x"]])
+    lines = shown[0].data.splitlines()
+    assert lines[1] == "| --- | ---: | --- |"
+    assert lines[2:] == ["| a | 1.5 | 2 |", "| b | -2 | x |"]
+
+
+def test_each_table_of_kneser_ney_has_its_own_discounts(nb):
+    g = torch.Generator().manual_seed(0)
+    X = torch.randint(4, (80, 2), generator=g)
+    model = nb.KneserNey(X, (X.sum(1) + torch.randint(3, (80,), generator=g)) % 5)
+    for table, discount in zip(model.tables, model.discounts, strict=True):
+        assert torch.equal(discount, nb.KneserNey.discount(table.counts))
+    assert not torch.equal(model.discounts[0], model.discounts[-1])
+
+
+def test_samples_are_those_of_the_seed_of_the_settings(nb):
+    network = small(nb)
+    drawn = {}
+    for seed in (nb.SEED, nb.SEED + 1):
+        own = definitions(SEED=seed, known=set(), real=set(), train_data=None, dev_data=None)
+        drawn[seed] = (
+            own.sample(network, 20),
+            own.sample_counts(lambda X: torch.full((len(X), 27), 1 / 27), 1, 20),
+        )
+    assert drawn[nb.SEED][0] != drawn[nb.SEED + 1][0]
+    assert drawn[nb.SEED][1] != drawn[nb.SEED + 1][1]
+
+
+def test_a_name_of_the_training_data_is_never_counted_as_new_and_real():
+    own = definitions(known={"emma"}, real={"emma", "mia"}, train_data=None, dev_data=None)
+    assert own.quality(["emma", "mia", "zzz"])[:2] == ["66.7%", "50.0% ± 69.3%"]
+
+
+def test_kneser_ney_never_gives_a_negative_probability(nb):
+    """Counts of counts as odd as these give negative estimates of the discounts."""
+    X = torch.tensor([[0]] * 2 + [[1]] * 3 + [[2]] * 3 + [[3]] * 3 + [[4]] + [[5]])
+    Y = torch.tensor([1] * 2 + [2] * 3 + [3] * 3 + [4] * 3 + [5] + [6])
+    assert (nb.KneserNey(X, Y)(X) > 0).all()
+    odd = torch.tensor([1] * 10 + [2] + [3] * 5 + [4] * 8)
+    assert nb.KneserNey.discount(odd).tolist() == [0, 0.5, 0.5, 0.5]

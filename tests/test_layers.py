@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from notebook_code import definitions
+from small import small
 
 TOLERANCE = 1e-10
 
@@ -193,3 +195,130 @@ def test_folding_batchnorm_away_changes_no_logit(nb, generator):
     assert (folded.forward(X) - before).abs().max() < 1e-5
     with network.inference():
         assert torch.equal(network.forward(X), before), "folding changed the original"
+
+
+@pytest.mark.parametrize("by_batch", [True, False])
+def test_batchnorm_goes_back_the_way_it_came_though_the_mode_has_changed_since(
+    nb, generator, by_batch
+):
+    x, dy = torch.randn(2, 8, 3, generator=generator)
+    layer = nb.BatchNorm1d(3)
+    layer.training = by_batch
+    layer.forward(x)
+    expected = layer.backward(dy).clone(), layer.dgamma.clone()
+    layer.training = not by_batch
+    assert torch.equal(layer.backward(dy), expected[0])
+    assert torch.equal(layer.dgamma, expected[1])
+
+
+def test_batchnorm_uses_the_eps_and_the_momentum_that_it_was_given(nb, generator):
+    ours = nb.BatchNorm1d(4, eps=0.3, momentum=0.7).to(torch.float64)
+    theirs = torch.nn.BatchNorm1d(4, eps=0.3, momentum=0.7).double()
+    x = torch.randn(2, 16, 4, generator=generator, dtype=torch.float64)
+    for part in x:
+        assert torch.allclose(ours.forward(part), theirs(part).detach())
+    assert torch.allclose(ours.running_mean, theirs.running_mean)
+    assert torch.allclose(ours.running_var, theirs.running_var)
+    ours.training = False
+    assert torch.allclose(ours.forward(x[0]), theirs.eval()(x[0]).detach())
+
+
+def test_no_layer_changes_what_it_is_given(nb, generator):
+    x, dy = torch.randn(2, 8, 5, generator=generator)
+    before = x.clone(), dy.clone()
+    for layer in (nb.Linear(5, 5, 1.0, generator), nb.Tanh(), nb.BatchNorm1d(5)):
+        layer.forward(x)
+        layer.backward(dy)
+        assert torch.equal(x, before[0]) and torch.equal(dy, before[1]), type(layer).__name__
+    loss = nb.CrossEntropy()
+    loss.forward(x, torch.arange(8) % 5)
+    loss.backward()
+    assert torch.equal(x, before[0]), "CrossEntropy"
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize(
+    ("init", "hidden", "output"),
+    [
+        ("naive", lambda n: 1, lambda n: 1),
+        ("output scaled", lambda n: 1, lambda n: 0.1 / n**0.5),
+        ("fan-in scaled", lambda n: n**-0.5, lambda n: 0.1 / n**0.5),
+        ("gain 5/3", lambda n: 5 / 3 / n**0.5, lambda n: 0.1 / n**0.5),
+        ("gain 1/2", lambda n: 0.5 / n**0.5, lambda n: 0.1 / n**0.5),
+    ],
+)
+def test_an_initialisation_has_the_spread_that_it_is_named_for(
+    nb, init, hidden, output, batch_norm
+):
+    network = nb.make_mlp(init, batch_norm=batch_norm, hidden_sizes=(300, 500))
+    first, second, last = (layer for layer in network.layers if isinstance(layer, nb.Linear))
+    assert network.layers[0].C.std().item() == pytest.approx(1, rel=0.15)  # 270 numbers
+    assert first.W.std().item() == pytest.approx(hidden(30), rel=0.05)
+    assert second.W.std().item() == pytest.approx(hidden(300), rel=0.05)
+    assert last.W.std().item() == pytest.approx(output(500), rel=0.05)
+    for layer in (first, second, last):
+        assert layer.b is None or not layer.b.any(), "a bias starts at 0"
+
+
+@pytest.mark.parametrize("context_size", [1, 5])
+def test_a_network_knows_how_much_context_it_sees(nb, context_size):
+    network = small(nb, context_size=context_size)
+    assert network.context_size == context_size
+    assert len(nb.sample(network, 3, max_length=4)) == 3
+    nb.show_surprise(network, "ava")
+
+
+def test_folding_keeps_eps_and_gives_parameters_that_could_be_trained(nb, generator):
+    network = small(nb)
+    norm = network.layers[2]
+    norm.running_var.fill_(1e-5)  # as small as eps: forgetting it is a factor of 1.4
+    X = torch.randint(27, (50, 3), generator=generator)
+    with network.inference():
+        before = network.forward(X)
+    folded = nb.fold(network)
+    assert torch.allclose(folded.forward(X), before, atol=1e-4)
+    assert folded.parameters.numel() == 270 + 31 * 16 + 17 * 27
+
+
+@pytest.mark.parametrize("spoilt", ["y", "dx", "dW", "db"])
+def test_the_judge_finds_a_layer_guilty_of_each_wrong_result(nb, generator, spoilt):
+    class Wrong(nb.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return y - 1 if spoilt == "y" else y
+
+        def backward(self, dy):
+            dx = super().backward(dy)
+            if spoilt in ("dW", "db"):
+                getattr(self, spoilt).sub_(1)
+            return dx - 1 if spoilt == "dx" else dx
+
+    x = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    errors = nb.judge(Wrong(4, 3, 1.0, generator), lambda x, W, b: F.linear(x, W.T, b), x)
+    assert list(errors) == ["y", "dx", "dW", "db"]
+    for name, error in errors.items():
+        assert error > 1e-2 if name == spoilt else error < 1e-10, name
+
+
+def test_the_judge_tells_shapes_apart_and_sees_errors_of_either_sign(nb):
+    one = torch.ones(1, 3)
+    assert nb.relative_error(one - 0.5, one) == nb.relative_error(one + 0.5, one) == 0.5
+    with pytest.raises(ValueError, match="shape"):
+        nb.relative_error(one, torch.ones(2, 3))
+
+
+def test_the_judge_of_the_network_finds_a_wrong_backward(data, monkeypatch):
+    own = definitions(train_data=data, dev_data=None, known=set(), real=set())
+    assert max(own.judge_network(batch_size=32)) < 1e-10
+    monkeypatch.setattr(own.Tanh, "backward", lambda self, dy: dy)
+    assert max(own.judge_network(batch_size=32)) > 1e-2
+
+
+def test_folding_keeps_the_bias_of_a_linear_that_has_one(nb, generator):
+    layers = [nb.Linear(4, 3, 1.0, generator), nb.BatchNorm1d(3), nb.Tanh()]
+    layers[0].b.copy_(torch.tensor([1.0, -2.0, 3.0]))
+    layers[1].running_var.fill_(4.0)
+    network, x = nb.Network(layers), torch.randn(6, 4, generator=generator)
+    with network.inference():
+        before = network.forward(x)
+    assert torch.allclose(nb.fold(network).forward(x), before, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import random
 import re
 import time
 
@@ -147,6 +148,21 @@ def test_a_run_shows_what_the_stored_notebook_shows_in_kind(doubled):
         kinds = [sorted(output.get("data", {"text": 0})) for output in first.outputs]
         expected = [sorted(output.get("data", {"text": 0})) for output in stored[name].outputs]
         assert kinds == expected, f"cell {name}"
+
+
+def test_a_small_list_of_other_letters_without_repeats_runs_as_well(tmp_path):
+    choose = random.Random(0)
+    names = {"".join(choose.choices("αβγδεικλμνορσ", k=choose.randint(3, 8))) for _ in range(500)}
+    own_list = tmp_path / "names.txt"
+    own_list.write_text("\n".join(sorted(names)), encoding="utf-8")
+    nb = read_notebook()
+    at = next(i for i, cell in enumerate(nb.cells) if cell["id"] == "parameters")
+    settings = f"NAMES_FILE = ALL_NAMES_FILE = {str(own_list)!r}; CONTEXT_SIZE = 2"
+    nb.cells.insert(at + 1, nbformat.v4.new_code_cell(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CHARLM_FAST", "1")
+        resources = {"metadata": {"path": str(ROOT)}}
+        NotebookClient(nb, timeout=600, resources=resources).execute()
 
 
 # A live kernel
