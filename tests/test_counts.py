@@ -183,10 +183,10 @@ def test_the_scoreboard_ends_with_the_best_model_and_a_dash_where_nothing_is_kno
         nb.show_scoreboard.__globals__, "table", lambda header, rows: shown.extend(rows)
     )
     best, worst = nb.score("best", 1_000, 20, 3.4, 1.0, 2.0), nb.score("worst", 9, *[None] * 3, 3.0)
-    nb.show_scoreboard([best, worst])
+    nb.show_scoreboard([best, worst], {"best": 0.25})
     assert shown == [
-        ["worst", "9", "-", "-", "-", "3.000"],
-        ["best", "1,000", "20", "3", "1.000", "2.000"],
+        ["worst", "9", "-", "-", "-", "3.000", "-"],
+        ["best", "1,000", "20", "3.4", "1.000", "2.000 ± 0.250", "-"],
     ]
 
 

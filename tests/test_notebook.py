@@ -1,10 +1,13 @@
 """The notebook as a whole: what is stored, a run in fast mode, an interrupt in a live kernel."""
 
 import ast
+import json
+import math
 import os
 import random
 import re
 import time
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -92,11 +95,11 @@ def test_only_the_judge_uses_autograd_and_torchs_own_layers():
             assert "torch.optim" not in code, name
 
 
-def test_nothing_in_part_one_measures_a_loss_on_the_test_split():
+def test_only_the_scoreboard_measures_a_loss_on_the_test_split():
     for name, source in sources().items():
         code = re.sub(r"#.*", "", source)
         for line in code.splitlines():
-            if "test_names" in line or "test_lines" in line:
+            if re.search(r"test_(names|lines|data)", line) and name != "scoreboard-rows":
                 assert "split_names(" in line or "assert " in line, f"{name}: {line}"
 
 
@@ -114,40 +117,70 @@ def test_there_are_more_markdown_cells_than_code_cells():
 # A run in fast mode: every cell twice in a row
 
 
+REPORT = """import json
+print(json.dumps({"bn_study": bn_study, "scoreboard": scoreboard, "seeds": len(SEEDS)}))"""
+
+
 @pytest.fixture(scope="session")
 def doubled():
-    """Pairs of (first run, second run) of every code cell, in one kernel, in fast mode."""
+    """Every code cell run twice in a row, in one kernel, in fast mode; what is left at the end."""
     nb = read_notebook()
     pairs = []
     for cell in (c for c in nb.cells if c.cell_type == "code"):
         twins = [nbformat.v4.new_code_cell(cell.source, id=f"{cell['id']}-{i}") for i in "ab"]
         pairs.append((cell["id"], *twins))
-    nb.cells = [twin for _, *twins in pairs for twin in twins]
+    report = nbformat.v4.new_code_cell(REPORT)
+    nb.cells = [twin for _, *twins in pairs for twin in twins] + [report]
     resources = {"metadata": {"path": str(ROOT)}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHARLM_FAST", "1")
         NotebookClient(nb, timeout=600, coalesce_streams=True, resources=resources).execute()
-    return pairs
+    return SimpleNamespace(pairs=pairs, report=json.loads(report.outputs[0].text))
 
 
 def test_the_whole_notebook_runs_in_fast_mode_without_a_warning(doubled):
-    for name, first, _ in doubled:
+    for name, first, _ in doubled.pairs:
         for output in first.outputs:
             assert output.output_type != "error", name
             assert output.get("name") != "stderr", f"{name}: {output.get('text')}"
 
 
 def test_every_cell_run_twice_in_a_row_shows_the_same(doubled):
-    for name, first, second in doubled:
+    for name, first, second in doubled.pairs:
         assert shown(first) == shown(second), f"cell {name} keeps state from run to run"
 
 
 def test_a_run_shows_what_the_stored_notebook_shows_in_kind(doubled):
     stored = {cell["id"]: cell for cell in code_cells()}
-    for name, first, _ in doubled:
+    for name, first, _ in doubled.pairs:
         kinds = [sorted(output.get("data", {"text": 0})) for output in first.outputs]
         expected = [sorted(output.get("data", {"text": 0})) for output in stored[name].outputs]
         assert kinds == expected, f"cell {name}"
+
+
+def test_the_study_holds_one_finite_row_for_each_condition_and_seed(doubled):
+    study, seeds = doubled.report["bn_study"], doubled.report["seeds"]
+    assert len(study) == 2 * 2 * 4 * 2 * seeds
+    keys = ("depth", "init", "learning_rate", "batch_norm", "seed")
+    assert len({tuple(row[key] for key in keys) for row in study}) == len(study)
+    for row in study:
+        for key, value in row.items():
+            if key in ("steps_to_level", "seconds_to_level"):  # None where never reached
+                assert value is None or value >= 0
+            elif key != "init":
+                assert math.isfinite(value), f"{key} of {row}"
+
+
+def test_the_scoreboard_holds_all_models_with_finite_losses(doubled):
+    scoreboard = doubled.report["scoreboard"]
+    keys = ["model", "parameters", "steps", "seconds", "train", "dev", "test"]
+    for row in scoreboard:
+        assert list(row) == keys
+        assert math.isfinite(row["dev"]) and math.isfinite(row["test"])
+        assert (row["train"] is None) == (row["steps"] is None)
+    names = " ".join(row["model"] for row in scoreboard)
+    for model in ("uniform", "bigram", "4-gram", "5-gram", "Model 1", "Model 2", "6 x 64"):
+        assert model in names
 
 
 def test_a_small_list_of_other_letters_without_repeats_runs_as_well(tmp_path):
