@@ -4,6 +4,9 @@ Everything is measured in one process, the two sides of a comparison in turns, o
 the figures are medians over the rounds. The layers, the loop and the sampling are taken from the
 notebook's own cells. `--long` trains the 200,000-step recipe whole (minutes) instead of
 extrapolating its time.
+
+(a) to (f) are about the MLP and its helpers, (g) about the one-block Transformer: a training step
+of the hand-written one against the same block of torch.nn modules with autograd.
 """
 
 from __future__ import annotations
@@ -97,6 +100,63 @@ def train_idiomatic(
         loss = F.cross_entropy(model(X[rows]), Y[rows])
         optimizer.param_groups[0]["lr"] = learning_rate(step)
         optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+class IdiomaticTransformer(nn.Module):
+    """The one-block Transformer as most would write it; the parameters in the notebook's order."""
+
+    def __init__(self, dim: int = 64, heads: int = 8, widen: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.tokens, self.positions = nn.Embedding(27, dim), nn.Embedding(16, dim)
+        self.norm_1, self.qkv = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim)
+        self.answers = nn.Linear(dim, dim)
+        self.norm_2, self.wide = nn.LayerNorm(dim), nn.Linear(dim, widen * dim)
+        self.gelu, self.narrow = nn.GELU(approximate="tanh"), nn.Linear(widen * dim, dim)
+        self.norm_3, self.logits = nn.LayerNorm(dim), nn.Linear(dim, 27)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tokens(x) + self.positions(torch.arange(x.shape[1]))  # (B, T, E)
+        q, k, v = self.qkv(self.norm_1(x)).chunk(3, dim=2)
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
+        x = x + self.answers(y.transpose(1, 2).flatten(2))
+        x = x + self.narrow(self.gelu(self.wide(self.norm_2(x))))
+        return self.logits(self.norm_3(x))
+
+    def take(self, network: object) -> IdiomaticTransformer:
+        """Take over the parameters of the notebook's network; returns the model."""
+        for (layer, name), mine in zip(network.named, self.parameters(), strict=True):
+            value = getattr(layer, name)
+            mine.data.copy_(value.T if name == "W" else value)
+        return self
+
+
+@torch.enable_grad()
+def train_idiomatic_transformer(
+    model: IdiomaticTransformer,
+    optimizer: torch.optim.AdamW,
+    data: tuple[Tensor, Tensor],
+    steps: int,
+    trim: bool,
+) -> list[float]:
+    """The usual loop, on the batches of the notebook's; returns the training losses.
+
+    `trim`: cut each batch to its own longest name, else it keeps all of its 16 columns.
+    """
+    batches, losses = notebook.minibatches(data, 64, notebook.SEED), []
+    for step in range(steps):
+        X, Y = next(batches)
+        if trim:
+            longest = int((Y >= 0).sum(1).max())
+            X, Y = X[:, :longest], Y[:, :longest]
+        loss = F.cross_entropy(model(X).flatten(0, 1), Y.flatten(), ignore_index=-1)
+        optimizer.param_groups[0]["lr"] = 0.004 * notebook.warm_up(step / steps)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -219,11 +279,11 @@ def bench_tricks() -> None:
             dC[i] += row
 
     def flat_update() -> None:
-        flat.sub_(sgd.direction(gradient), alpha=1e-9)
+        flat.sub_(sgd.direction(gradient, flat), alpha=1e-9)
 
     def update_each() -> None:
         for (part, its_gradient), its_sgd in zip(parts, sgds):
-            part.sub_(its_sgd.direction(its_gradient), alpha=1e-9)
+            part.sub_(its_sgd.direction(its_gradient, part), alpha=1e-9)
 
     def two_sums() -> None:
         mean = x.mean(0)
@@ -290,6 +350,48 @@ def bench_time_to_target(long: bool) -> None:
             report(what, f"{mine:.1f} s", f"{theirs:.0f} s", f"{theirs / mine:.1f} x faster")
 
 
+def bench_transformer(steps: int = 100) -> None:
+    """(g) a training step of the Transformer, batch 64, against two idiomatic versions of it.
+
+    One cuts each batch to its longest name, as ours does, one leaves all at 16 columns. Each is
+    timed with both implementations of torch.optim.AdamW on offer; its faster one counts.
+    """
+    X, Y = notebook.name_rows(split_names(lines, seed=SPLIT_SEEDS[0])[0])
+    data = X.clamp(min=0), Y  # theirs: a letter to look up where there is padding
+    network, optimizer = notebook.make_transformer(), notebook.AdamW()
+
+    def adamw(model: nn.Module, fused: bool | None) -> torch.optim.AdamW:
+        same = {"betas": optimizer.betas, "eps": optimizer.eps, "fused": fused}
+        return torch.optim.AdamW(model.parameters(), weight_decay=optimizer.weight_decay, **same)
+
+    def train_ours(steps: int = steps) -> list[float]:
+        options = {"steps": steps, "batch_size": 64, "optimizer": optimizer, "show": False}
+        options |= {"learning_rate": 0.004, "schedule": notebook.warm_up}
+        return notebook.train(network, (X, Y), **options).loss
+
+    kinds = [(trim, fused) for trim in (True, False) for fused in (None, True)]
+    works = []
+    for trim, fused in kinds:
+        model = IdiomaticTransformer().take(network)
+        arguments = model, adamw(model, fused), data
+        works.append(functools.partial(train_idiomatic_transformer, *arguments, steps, trim))
+
+    # The same block, gradient and optimizer: the same losses, from the same parameters.
+    twin = IdiomaticTransformer().take(network)
+    theirs = train_idiomatic_transformer(twin, adamw(twin, None), data, 5, trim=True)
+    difference = max(abs(a - b) for a, b in zip(train_ours(5), theirs, strict=True))
+    assert difference < 1e-4, f"not the same block: losses differ by {difference}"
+
+    mine, *others = in_turns(train_ours, *works)
+    for trim in (True, False):
+        time_of = {f: t for (its_trim, f), t in zip(kinds, others) if its_trim == trim}
+        fused = min(time_of, key=time_of.get)
+        us = [f"{t / steps * 1e6:,.0f} us" for t in (mine, time_of[fused])]
+        columns = "cut to batch" if trim else "16 columns"
+        name = f"(g) Transformer step, vs {columns}, {'fused' if fused else 'default'} AdamW"
+        report(name, us[0], us[1], f"{mine / time_of[fused]:.2f}")
+
+
 def main() -> None:
     if sys.argv[1:] not in ([], ["--long"]):
         sys.exit(__doc__)
@@ -301,6 +403,7 @@ def main() -> None:
     bench_helper(data)
     bench_time_to_target("--long" in sys.argv)
     bench_tricks()
+    bench_transformer()
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_the_notebook_imports_the_helper_and_has_no_second_of_its_functions():
 def test_only_the_judge_uses_autograd_and_torchs_own_layers():
     for name, source in sources().items():
         code = re.sub(r"#.*", "", source)
-        if not name.startswith(("judge", "network-judge", "imports")):
+        if "judge" not in name and name != "imports":
             assert not re.search(r"\bF\.|requires_grad|enable_grad|\bnn\.", code), name
             assert "torch.optim" not in code, name
 
@@ -99,8 +99,11 @@ def test_only_the_scoreboard_measures_a_loss_on_the_test_split():
     for name, source in sources().items():
         code = re.sub(r"#.*", "", source)
         for line in code.splitlines():
-            if re.search(r"test_(names|lines|data)", line) and name != "scoreboard-rows":
-                assert "split_names(" in line or "assert " in line, f"{name}: {line}"
+            test_split = re.search(r"test_(names|lines|data|rows|\d+)\b", line)
+            if test_split and name not in ("scoreboard-rows", "scoreboard-next"):
+                excluded = line.startswith("held_out = ")  # section 14 takes these names out
+                harmless = "split_names(" in line or "assert " in line or excluded
+                assert harmless, f"{name}: {line}"
 
 
 def test_there_is_one_training_loop_and_one_evaluation():
@@ -179,8 +182,10 @@ def test_the_scoreboard_holds_all_models_with_finite_losses(doubled):
         assert math.isfinite(row["dev"]) and math.isfinite(row["test"])
         assert (row["train"] is None) == (row["steps"] is None)
     names = " ".join(row["model"] for row in scoreboard)
-    for model in ("uniform", "bigram", "4-gram", "5-gram", "Model 1", "Model 2", "6 x 64"):
-        assert model in names
+    models = "uniform bigram 4-gram 5-gram Model_1 Model_2 6_x_64 dropout_0.1 ReLU 1/8_of all_years"
+    for model in [*models.split(), "best_MLP", "Transformer", "best_MLP_+_5-gram"]:
+        assert model.replace("_", " ") in names
+    assert len({row["model"] for row in scoreboard}) == len(scoreboard)
 
 
 def test_a_small_list_of_other_letters_without_repeats_runs_as_well(tmp_path):
