@@ -324,10 +324,16 @@ def test_the_interval_of_the_exponent_covers_the_true_one_in_95_percent(nb, poin
 
 @pytest.mark.parametrize(
     ("x", "y"),
-    [([1, 2], [2, 1]), ([1, 2, 0], [3, 2, 1]), ([1, 2, 3], [3, -2, 1]), ([], [])],
+    [
+        ([1, 2], [2, 1]),
+        ([1, 2, 0], [3, 2, 1]),
+        ([1, 2, 3], [3, -2, 1]),
+        ([], []),
+        ([1] * 12, [1] * 12),
+    ],
 )
-def test_a_power_law_needs_three_points_all_positive(nb, x, y):
-    with pytest.raises(ValueError, match="at least 3 points, all positive"):
+def test_a_power_law_needs_3_to_11_points_all_positive(nb, x, y):
+    with pytest.raises(ValueError, match="3 to 11 points, all positive"):
         nb.power_law(x, y)
 
 
