@@ -220,7 +220,10 @@ def kernel():
                 continue
             content, kind = message["content"], message["msg_type"]
             if kind == "status" and content["execution_state"] == "idle":
-                return client.get_shell_msg(timeout=60)["content"], "".join(texts)
+                reply = client.get_shell_msg(timeout=60)
+                while reply["parent_header"].get("msg_id") != message_id:  # of the kernel's start
+                    reply = client.get_shell_msg(timeout=60)
+                return reply["content"], "".join(texts)
             text = content.get("text") or content.get("data", {}).get("text/plain") or ""
             if kind == "error":
                 text = f"{content['ename']}: {content['evalue']}"

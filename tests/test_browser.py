@@ -1,0 +1,336 @@
+"""The playground as a reader uses it: JupyterLab, headless Chromium, one run of all cells.
+
+Needs playwright (pip) and chromium (the system's). Without them these tests are skipped with a
+reason, unless the environment variable CI is set: then they fail. SCREENSHOTS names a folder for
+pictures of each stage. The tests share one page and run in the order of this file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+try:
+    from playwright.sync_api import Locator, Page, expect, sync_playwright
+except ImportError:
+    sync_playwright = None
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ("CharLM_MLP.ipynb", "charlm_utils.py", "names.txt", "names_all_years.txt")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+OPTIONS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+SLOW, SECOND = 240_000, 1_000  # milliseconds, as all times in this file
+ANSWER = 3 * SECOND  # how long the answer to an input may take; the goal is a tenth of that
+SETTINGS = {  # of JupyterLab: every cell is in the page, nothing asks anything
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+RUN_ALL = """async (limit) => {
+    const app = window.jupyterapp;
+    await app.restored;
+    const panel = app.shell.currentWidget;
+    await panel.context.ready;
+    await panel.sessionContext.ready;
+    await panel.sessionContext.session.kernel.info;
+    const late = new Promise((_, no) => setTimeout(() => no(Error('run all: too slow')), limit));
+    await Promise.race([app.commands.execute('notebook:run-all-cells'), late]);
+    for (const cell of panel.content.widgets) cell.node.dataset.cell = cell.model.id;
+}"""
+# From the last key or mouse event to the first change of what a cell shows, as a promise.
+WATCH = """(id) => {
+    const area = document.querySelector(`[data-cell="${id}"] .jp-Cell-outputArea`);
+    const shown = '.jp-RenderedHTMLCommon, .jp-RenderedText, .jp-RenderedImage img';
+    const look = () => [...area.querySelectorAll(shown)].map(n => n.src || n.innerHTML).join();
+    const before = look();
+    let began = performance.now();
+    const begin = () => { began = performance.now(); };
+    for (const kind of ['keydown', 'change', 'pointerdown']) addEventListener(kind, begin, true);
+    window.answered = new Promise(done => new MutationObserver((_, observer) => {
+        if (!look() || look() === before) return;
+        observer.disconnect();
+        for (const kind of ['keydown', 'change', 'pointerdown'])
+            removeEventListener(kind, begin, true);
+        done(performance.now() - began);
+    }).observe(area, {attributes: true, characterData: true, childList: true, subtree: true}));
+}"""
+
+
+class Playground:
+    """The page with the notebook, every cell of it executed."""
+
+    def __init__(self, page: Page, pictures: Path) -> None:
+        self.page, self.pictures = page, pictures
+
+    def cell(self, cell_id: str) -> Locator:
+        return self.page.locator(f'[data-cell="{cell_id}"]')
+
+    def shown(self, cell_id: str) -> Locator:
+        """What a cell shows below its controls, if that is one thing and no picture."""
+        return self.cell(cell_id).locator(".jp-OutputArea-output.jp-RenderedHTMLCommon")
+
+    def image(self, cell_id: str) -> Locator:
+        return self.cell(cell_id).locator(".jp-OutputArea-output img")
+
+    def control(self, cell_id: str, label: str) -> Locator:
+        name = self.page.locator(".widget-label", has_text=re.compile(f"^{re.escape(label)}$"))
+        return self.cell(cell_id).locator(".widget-inline-hbox").filter(has=name)
+
+    def write(self, cell_id: str, label: str, text: str) -> None:
+        """Write into a text box, as a reader does, and press Enter."""
+        box = self.control(cell_id, label).locator("input")
+        box.fill(text)
+        box.press("Enter")
+
+    def slide(self, cell_id: str, label: str, value: float) -> None:
+        """Give a slider a value by writing it into its readout."""
+        readout = self.control(cell_id, label).locator(".widget-readout")
+        readout.click()
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.type(str(value))
+        self.page.keyboard.press("Enter")
+
+    def answer(self, cell_id: str, act: Callable[[], object]) -> float:
+        """Do something to a cell's controls; seconds until what the cell shows has changed."""
+        self.page.evaluate(WATCH, cell_id)
+        act()
+        late = f"new Promise((_, no) => setTimeout(() => no(Error('no answer')), {ANSWER}))"
+        seconds = self.page.evaluate(f"Promise.race([window.answered, {late}])") / SECOND
+        print(f"{cell_id}: {seconds:.2f} s from the input to the changed output (goal: 0.3 s)")
+        return seconds
+
+    def picture(self, name: str, cell_id: str) -> None:
+        """A screenshot of one cell's controls and what they show."""
+        outputs = self.cell(cell_id).locator(".jp-Cell-outputWrapper")
+        outputs.scroll_into_view_if_needed()
+        self.page.wait_for_timeout(SECOND / 5)  # for pictures, that change the place of others
+        outputs.screenshot(path=self.pictures / f"{name}.png")
+
+
+def missing() -> str:
+    """What these tests need and this machine does not have, or an empty text."""
+    if sync_playwright is None:
+        return "playwright is not installed: pip install playwright"
+    return "" if CHROMIUM else "chromium is not installed (Debian: apt-get install chromium)"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")  # not session: playwright's event loop must be gone for nbclient
+def address(tmp_path_factory) -> Iterator[str]:
+    """The address of the notebook in a JupyterLab of its own, on a copy of the project."""
+    if reason := missing():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    root, home = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("home")
+    for name in FILES:
+        shutil.copy(ROOT / name, root)
+    for name, values in SETTINGS.items():
+        path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values), encoding="utf-8")
+    folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "IPYTHONDIR": "ipython"}
+    folders |= {"JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+    folders |= {"JUPYTERLAB_SETTINGS_DIR": "settings"}
+    env = os.environ | {name: str(home / folder) for name, folder in folders.items()}
+    port, token = free_port(), "test"
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
+    command += [f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True"]
+    url = f"http://127.0.0.1:{port}"
+    with (home / "lab.log").open("w", encoding="utf-8") as log:
+        server = subprocess.Popen(
+            command, cwd=root, env=env | {"CHARLM_FAST": "1"}, stdout=log, stderr=log
+        )
+        try:
+            until = time.monotonic() + 60
+            while True:
+                try:
+                    urllib.request.urlopen(f"{url}/api?token={token}", timeout=5).close()
+                    break
+                except OSError:
+                    if server.poll() is not None or time.monotonic() > until:
+                        pytest.fail((home / "lab.log").read_text(encoding="utf-8"))
+                    time.sleep(0.2)
+            yield f"{url}/lab/tree/{FILES[0]}?token={token}&reset"
+        finally:
+            server.terminate()
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+@pytest.fixture(scope="module")
+def lab(address, tmp_path_factory) -> Iterator[Playground]:
+    """The notebook in a browser after Run All."""
+    pictures = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    pictures.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        try:
+            page = browser.new_page(viewport={"width": 1300, "height": 1200})
+            page.set_default_timeout(10 * SECOND)
+            page.goto(address)
+            page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60 * SECOND)
+            start = time.perf_counter()
+            page.evaluate(RUN_ALL, SLOW)
+            print(f"run all: {time.perf_counter() - start:.0f} s")
+            yield Playground(page, pictures)
+        finally:
+            browser.close()
+
+
+def names_in(text: str) -> list[str]:
+    """The names in the text that the studio shows, without their marks."""
+    return [re.sub(r"\W", "", name) for name in text.splitlines()[0].split(",")]
+
+
+def test_every_cell_runs_and_every_widget_appears(lab):
+    cells = lab.page.evaluate("jupyterapp.shell.currentWidget.content.model.toJSON().cells")
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    troubles = [
+        (cell["id"], output)
+        for cell in code
+        for output in cell["outputs"]
+        if output["output_type"] == "error" or output.get("name") == "stderr"
+    ]
+    assert not troubles
+    controls = {"studio": 5, "studio-surprise": 2, "training-panel": 9, "batchnorm-touched": 1}
+    for cell_id, count in controls.items():
+        expect(lab.cell(cell_id).locator(".widget-inline-hbox")).to_have_count(count)
+        lab.picture(f"1-{cell_id}", cell_id)
+    outputs = lab.page.locator(".jp-OutputArea")
+    for message in ("Error displaying widget", "Loading widget", "Traceback", "Model not found"):
+        expect(outputs.filter(has_text=message)).to_have_count(0)
+
+
+def test_every_name_of_the_studio_begins_with_the_prefix(lab):
+    lab.answer("studio", lambda: lab.write("studio", "prefix", " Mar"))
+    names = names_in(lab.shown("studio").inner_text())
+    lab.picture("2-prefix", "studio")
+    assert len(names) == 24
+    assert all(name.startswith("Mar") for name in names)
+
+
+def test_a_prefix_that_no_name_can_have_is_answered_by_one_sentence(lab):
+    lab.answer("studio", lambda: lab.write("studio", "prefix", "a1"))
+    text = lab.shown("studio").inner_text().strip()
+    lab.picture("3-wrong-prefix", "studio")
+    assert text.startswith("'1'") and text.count(".") == 1 and "\n" not in text
+    lab.answer("studio", lambda: lab.write("studio", "prefix", ""))
+    assert len(names_in(lab.shown("studio").inner_text())) == 24
+
+
+def test_the_temperature_changes_the_names(lab):
+    before = names_in(lab.shown("studio").inner_text())
+    handle = lab.control("studio", "temperature").locator(".noUi-handle")
+    lab.answer("studio", lambda: handle.press("ArrowLeft"))
+    lab.picture("4-temperature", "studio")
+    assert names_in(lab.shown("studio").inner_text()) != before
+    lab.answer("studio", lambda: lab.slide("studio", "temperature", 0))
+    assert len(set(names_in(lab.shown("studio").inner_text()))) == 1, "temperature 0: no chance"
+    lab.answer("studio", lambda: lab.slide("studio", "temperature", 1))
+    assert names_in(lab.shown("studio").inner_text()) == before
+
+
+def test_each_model_answers_with_names_of_its_own(lab):
+    choice = lab.control("studio", "model").locator("select")
+    seen = set()
+    for name in choice.locator("option").all_inner_texts():
+        name = name.replace("\N{NO-BREAK SPACE}", " ")
+        if name != choice.evaluate("select => select.value"):
+            lab.answer("studio", lambda name=name: choice.select_option(name))
+        text = lab.shown("studio").inner_text()
+        assert name in text.splitlines()[-1]
+        seen.add(text.splitlines()[0])
+    lab.picture("5-model", "studio")
+    assert len(seen) == choice.locator("option").count()
+
+
+def test_the_surprise_of_each_letter_of_a_typed_name_appears(lab):
+    lab.answer("studio-surprise", lambda: lab.write("studio-surprise", "name", "Matilda"))
+    text = lab.shown("studio-surprise").inner_text()
+    lab.picture("6-surprise", "studio-surprise")
+    assert re.findall(r"[A-Za-z.](?=\s+\d+\.\d)", text) == [*"Matilda."]
+    assert re.search(r"one draw in [\d,]+; rank [\d,]+ among [\d,]+", text)
+
+
+def test_training_moves_the_curve_and_stop_keeps_what_was_trained(lab):
+    cell = lab.cell("training-panel")
+    before = lab.image("training-panel").get_attribute("src")
+    settings = {"steps": 3_000, "layers": 4, "hidden size": 512}  # some seconds of work
+    for label, value in settings.items():
+        lab.slide("training-panel", label, value)
+    cell.get_by_role("button", name="Train").click()
+    expect(cell.get_by_role("button", name="Train")).to_be_disabled()
+    start = time.perf_counter()
+    expect(lab.image("training-panel")).not_to_have_attribute("src", before, timeout=60 * SECOND)
+    print(f"train: {time.perf_counter() - start:.1f} s to the first picture")
+    lab.picture("7-training", "training-panel")
+    cell.get_by_role("button", name="Stop").click()
+    start = time.perf_counter()
+    sentence = cell.get_by_text(re.compile(r"interrupted after [\d,]+ of 3,000 steps"))
+    sentence.first.wait_for(timeout=20 * SECOND)  # expect() would look once a second only
+    print(f"train: {time.perf_counter() - start:.1f} s from Stop to the sentence")
+    row = cell.locator("tbody tr").filter(has_text=re.compile(r"your\smodel\s1"))
+    expect(row).to_have_count(1)
+    steps = re.search(r"after ([\d,]+) of", sentence.first.inner_text())[1].replace(",", "")
+    assert row.locator("td").last.inner_text() == steps, "the table has the steps that were run"
+    expect(cell.get_by_role("button", name="Train")).to_be_enabled()
+    lab.picture("8-stopped", "training-panel")
+
+
+def test_a_trained_model_joins_those_of_the_studio(lab):
+    choice = lab.control("studio", "model").locator("select")
+    lab.answer("studio", lambda: choice.select_option("your model 1"))
+    lab.picture("9-own-model", "studio")
+    assert "your model 1" in lab.shown("studio").inner_text()
+
+
+def test_stop_is_heard_while_the_network_to_compare_with_is_trained(lab):
+    cell = lab.cell("training-panel")
+    lab.slide("training-panel", "steps", 30_000)
+    cell.get_by_role("button", name="Train").click()
+    expect(cell.get_by_text("first Model 2's network").first).to_be_visible()
+    cell.get_by_role("button", name="Stop").click()
+    expect(cell.get_by_text("nothing is kept").first).to_be_visible()
+    expect(cell.get_by_role("button", name="Train")).to_be_enabled()
+    expect(cell.locator("tbody tr")).to_have_count(1)
+
+
+def test_training_that_diverges_says_so_and_what_to_try(lab):
+    cell = lab.cell("training-panel")
+    settings = {"steps": 300, "hidden size": 64, "layers": 6, "learning rate": 10}
+    for label, value in settings.items():
+        lab.slide("training-panel", label, value)
+    cell.get_by_role("checkbox").uncheck()
+    cell.get_by_role("button", name="Train").click()
+    sentence = cell.get_by_text(re.compile("your model 2 (diverged|stopped at step).*try a learn"))
+    expect(sentence.first).to_be_visible(timeout=60 * SECOND)
+    lab.picture("10-diverged", "training-panel")
+    expect(cell.locator("tbody tr")).to_have_count(1)
+
+
+def test_one_example_moves_the_batchnorm_picture(lab):
+    handle = lab.control("batchnorm-touched", "x of one").locator(".noUi-handle")
+    lab.answer("batchnorm-touched", lambda: handle.press("ArrowRight"))
+    lab.picture("11-batchnorm", "batchnorm-touched")
+    lab.answer("batchnorm-touched", lambda: lab.slide("batchnorm-touched", "x of one", -4))
+    lab.picture("12-batchnorm-far", "batchnorm-touched")
