@@ -25,7 +25,8 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "CharLM_MLP.ipynb"
-INPUTS = ("charlm_utils.py", "names.txt", "names_all_years.txt")  # outputs depend on these, too
+# Outputs depend on these, too.
+INPUTS = ("charlm_utils.py", "names.txt", "names_all_years.txt", "tests/exercises.py")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_LINE = "Run this cell, and its sliders and buttons appear here."
 

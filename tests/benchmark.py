@@ -25,7 +25,13 @@ import torch.nn.functional as F
 from notebook_code import ROOT, definitions
 from torch import Tensor, nn
 
-from charlm_utils import Vocabulary, build_dataset, load_names, sample_names, split_names
+from charlm_utils import (
+    Vocabulary,
+    build_dataset,
+    load_names,
+    sample_names,
+    split_names,
+)
 
 ROUNDS = 15
 TARGET = 2.105  # the published dev loss of the 12,097-parameter model, repeats kept
@@ -36,9 +42,10 @@ SPLIT_SEEDS = (1, 42)
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
-notebook = definitions(DEVICE="cpu", SEED=42)
+notebook = definitions()
 lines = load_names(ROOT / "names.txt", unique=False)
 vocab = Vocabulary.from_names(lines)
+train_lines = split_names(lines, seed=1)[0]
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -61,10 +68,18 @@ def in_turns(*works: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
     ]
 
 
-def ours(momentum: float = 0.9) -> tuple[object, object]:
-    network = notebook.make_mlp("gain 1/2", batch_norm=True)
-    assert network.parameters.numel() == 12_097
+def ours(momentum: float = 0.9, seed: int = 42) -> tuple[object, object]:
+    """Model 2's network, untrained, and an optimiser."""
+    sizes = {"hidden_sizes": (200,), "context_size": 3, "embedding_dim": 10}
+    network = notebook.Recipe("gain 1/2", batch_norm=True, seed=seed, **sizes).make()
+    assert network.size == 12_097
     return network, notebook.SGD(momentum)
+
+
+def trainer(network: object, steps: int, batch_size: int, **options: object) -> Callable:
+    """A function that trains a network of the notebook by its own loop."""
+    options = {"steps": steps, "batch_size": batch_size, "show": False} | options
+    return functools.partial(notebook.train, network, train_lines, **options)
 
 
 def idiomatic() -> nn.Sequential:
@@ -116,7 +131,10 @@ class IdiomaticTransformer(nn.Module):
         self.norm_1, self.qkv = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim)
         self.answers = nn.Linear(dim, dim)
         self.norm_2, self.wide = nn.LayerNorm(dim), nn.Linear(dim, widen * dim)
-        self.gelu, self.narrow = nn.GELU(approximate="tanh"), nn.Linear(widen * dim, dim)
+        self.gelu, self.narrow = (
+            nn.GELU(approximate="tanh"),
+            nn.Linear(widen * dim, dim),
+        )
         self.norm_3, self.logits = nn.LayerNorm(dim), nn.Linear(dim, 27)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -201,25 +219,21 @@ def bench_step(data: tuple[Tensor, Tensor]) -> None:
     floors = []
     for batch_size, steps in ((32, 800), (256, 300)):
         for momentum, label in ((0.0, "plain SGD"), (0.9, "Nesterov momentum")):
-            network, optimizer = ours(momentum)
-            model = idiomatic()
+            (network, optimizer), model = ours(momentum), idiomatic()
             x, dy = torch.randn(batch_size, 30), torch.randn(batch_size, 200)
             h, dz = torch.randn(batch_size, 200), torch.randn(batch_size, 27)
-            W1, W2, matmul = torch.randn(30, 200), torch.randn(200, 27), notebook.matmul
-
-            def train_ours(network=network, optimizer=optimizer, n=steps, B=batch_size):
-                options = {"steps": n, "batch_size": B, "optimizer": optimizer, "show": False}
-                notebook.train(network, data, learning_rate=0.05, **options)
+            W1, W2 = torch.randn(30, 200), torch.randn(200, 27)
+            options = {"optimizer": optimizer, "learning_rate": 0.05}
+            train_ours = trainer(network, steps, batch_size, **options)
 
             def train_theirs(model=model, n=steps, B=batch_size, m=momentum):
                 train_idiomatic(model, data, n, B, lambda step: 0.05, m)
 
-            @torch.inference_mode()
-            def products(n=steps, x=x, dy=dy, h=h, dz=dz, W1=W1, W2=W2, matmul=matmul):
+            def products(n=steps, x=x, dy=dy, h=h, dz=dz, W1=W1, W2=W2):
                 for _ in range(n):
-                    matmul(x, W1), matmul(h, W2)  # forward
-                    matmul(h.T, dz), matmul(dz, W2.T)  # backward: dW, dx
-                    matmul(x.T, dy), matmul(dy, W1.T)
+                    x @ W1, h @ W2  # forward
+                    h.T @ dz, dz @ W2.T, x.T @ dy  # backward: dW, dx
+                    dy @ W1.T
 
             mine, theirs, floor = in_turns(train_ours, train_theirs, products)
             us = [f"{t / steps * 1e6:,.0f} us" for t in (mine, theirs, floor)]
@@ -235,10 +249,15 @@ def bench_helper(data: tuple[Tensor, Tensor]) -> None:
     """(b) building the data set, (c) sampling."""
     mine, theirs = in_turns(lambda: build_dataset(lines, vocab, 3), lambda: double_loop(lines, 3))
     name = f"(b) build_dataset of {len(lines):,} names, vs double loop"
-    report(name, f"{mine * 1e3:.1f} ms", f"{theirs * 1e3:.0f} ms", f"{theirs / mine:.0f} x faster")
+    report(
+        name,
+        f"{mine * 1e3:.1f} ms",
+        f"{theirs * 1e3:.0f} ms",
+        f"{theirs / mine:.0f} x faster",
+    )
 
     network, _ = ours()
-    notebook.train(network, data, steps=2_000, show=False)
+    trainer(network, 2_000, 256, learning_rate=0.1)()
     model = idiomatic().eval()
     embedding, linear, norm, _, output = network.layers
     model[0].weight.copy_(embedding.C)
@@ -252,64 +271,100 @@ def bench_helper(data: tuple[Tensor, Tensor]) -> None:
     rates: tuple[list[float], list[float]] = ([], [])
     for _ in range(5):
         start = time.perf_counter()
-        names = sample_names(notebook.next_logits(network), vocab, 3, 10_000)
+        names = sample_names(network.logits, vocab, 3, 10_000)
         rates[0].append(sum(map(len, names)) / (time.perf_counter() - start))
         start = time.perf_counter()
         names = one_at_a_time(model, 300)
         rates[1].append(sum(map(len, names)) / (time.perf_counter() - start))
     mine, theirs = map(statistics.median, rates)
     name = "(c) sample_names, 10,000 names, vs one at a time"
-    report(name, f"{mine:,.0f} char/s", f"{theirs:,.0f} char/s", f"{mine / theirs:.0f} x faster")
+    report(
+        name,
+        f"{mine:,.0f} char/s",
+        f"{theirs:,.0f} char/s",
+        f"{mine / theirs:.0f} x faster",
+    )
+
+
+def plain_forms(network: object) -> dict[str, Callable[[], None]]:
+    """For each trick of the notebook's layers a function that undoes it in this network."""
+    embedding, _, norm, tanh, _ = network.layers
+
+    def tanh_plain() -> None:
+        def forward(x: Tensor) -> Tensor:
+            tanh.y = x.tanh()
+            return tanh.y
+
+        tanh.forward = forward
+
+    def tanh_formula() -> None:
+        tanh.backward = lambda dy: dy * (1 - tanh.y * tanh.y)
+
+    def norm_moments() -> None:
+        def forward(x: Tensor) -> Tensor:
+            norm.by_batch, B = True, len(x)
+            var, mean = torch.var_mean(x, 0, correction=0)
+            norm.s = (var + norm.eps).rsqrt()
+            norm.xhat = (x - mean) * norm.s
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(var * (B / (B - 1)), norm.momentum)
+            return torch.addcmul(norm.beta, norm.gamma, norm.xhat)
+
+        norm.forward = forward
+
+    def norm_formula() -> None:
+        def backward(dy: Tensor) -> Tensor:
+            norm.dbeta[:] = dy.sum(0)
+            norm.dgamma[:] = (dy * norm.xhat).sum(0)
+            common = norm.dbeta + norm.xhat * norm.dgamma
+            return norm.gamma * norm.s * (dy - common / len(dy))
+
+        norm.backward = backward
+
+    def embedding_loop() -> None:
+        def backward(dy: Tensor) -> None:
+            embedding.dC.zero_()
+            for i, row in zip(embedding.ids, dy.reshape(len(embedding.ids), -1)):
+                embedding.dC[i] += row
+
+        embedding.backward = backward
+
+    def products_copied() -> None:
+        for linear in network.find("linear"):
+
+            def backward(dy: Tensor, linear: object = linear) -> Tensor:
+                linear.dW[:] = linear.x.T @ dy
+                if linear.b is not None:
+                    linear.db[:] = dy.sum(0)
+                return dy @ linear.W.T
+
+            linear.backward = backward
+
+    return {
+        "tanh as a sigmoid": tanh_plain,
+        "tanh backward by addcmul": tanh_formula,
+        "mean and variance as sums": norm_moments,
+        "BatchNorm backward by addcmul and out=": norm_formula,
+        "products straight into the gradient (out=)": products_copied,
+        "embedding gradient by index_add_": embedding_loop,
+    }
 
 
 def bench_tricks() -> None:
-    """(f) what each trick of the notebook's section 3 is worth, on its own, batch 256."""
-    x, dh = torch.randn(256, 200), torch.randn(256, 200)
-    W1, W2 = torch.randn(30, 200), torch.randn(200, 27)
-    ids, dy = torch.randint(27, (768,)), torch.randn(768, 10)
-    shapes = [(27, 10), (30, 200), (200,), (200,), (200, 27), (27,)]
-    parts = [(torch.randn(shape), torch.randn(shape)) for shape in shapes]
-    flat, gradient = torch.randn(12_097), torch.randn(12_097)
-    sgd, sgds = notebook.SGD(), [notebook.SGD() for _ in shapes]
-    tanh, matmul = notebook.Tanh(), notebook.matmul
-    dC = torch.zeros(27, 10)
-
-    def python_loop() -> None:
-        for i, row in zip(ids, dy):
-            dC[i] += row
-
-    def flat_update() -> None:
-        flat.sub_(sgd.direction(gradient, flat), alpha=1e-9)
-
-    def update_each() -> None:
-        for (part, its_gradient), its_sgd in zip(parts, sgds):
-            part.sub_(its_sgd.direction(its_gradient, part), alpha=1e-9)
-
-    def two_sums() -> None:
-        mean = x.mean(0)
-        ((x - mean) * (x - mean)).mean(0)
-
-    tricks = {
-        "tanh as a sigmoid, vs torch.tanh": (lambda: tanh.forward(x), lambda: torch.tanh(x)),
-        "x @ W2 as a transpose, vs plain": (lambda: matmul(x, W2), lambda: x @ W2),
-        "dz @ W as a transpose, vs plain": (lambda: matmul(dh, W1.T), lambda: dh @ W1.T),
-        "mean and variance as sums, vs var_mean": (two_sums, lambda: torch.var_mean(x, 0)),
-        "embedding gradient, index_add_ vs loop": (lambda: dC.index_add_(0, ids, dy), python_loop),
-        "momentum on one flat vector, vs six": (flat_update, update_each),
-    }
-    with torch.inference_mode():
-        for name, works in tricks.items():
-
-            def repeat(work: Callable[[], object]) -> Callable[[], None]:
-                def repeated() -> None:
-                    for _ in range(50):
-                        work()
-
-                return repeated
-
-            mine, plain = (t / 50 * 1e6 for t in in_turns(*map(repeat, works)))
+    """(f) a training step with each trick of section 3, against the step without it."""
+    for batch_size, steps in ((32, 300), (256, 150)):
+        for name in plain_forms(ours()[0]):
+            with_it, without = ours()[0], ours()[0]
+            plain_forms(without)[name]()
+            n = 20 if "index_add" in name else steps
+            runs = [trainer(network, n, batch_size) for network in (with_it, without)]
+            mine, plain = (t / n * 1e6 for t in in_turns(*runs))
+            what = f"(f) batch {batch_size}: {name}, vs the step without"
             report(
-                f"(f) {name}", f"{mine:,.1f} us", f"{plain:,.1f} us", f"{plain / mine:.1f} x faster"
+                what,
+                f"{mine:,.0f} us",
+                f"{plain:,.0f} us",
+                f"{plain / mine:.2f} x faster",
             )
 
 
@@ -321,7 +376,10 @@ def bench_time_to_target(long: bool) -> None:
     """
     for split_seed in SPLIT_SEEDS:
         train_names, dev_names, _ = split_names(lines, seed=split_seed)
-        data, dev = build_dataset(train_names, vocab, 3), build_dataset(dev_names, vocab, 3)
+        data, dev = (
+            build_dataset(train_names, vocab, 3),
+            build_dataset(dev_names, vocab, 3),
+        )
         torch.manual_seed(split_seed)
         model = idiomatic()
         measured = RECIPE_STEPS if long else MEASURED_STEPS
@@ -338,16 +396,26 @@ def bench_time_to_target(long: bool) -> None:
 
         runs = []  # (dev loss at the end, steps, seconds)
         for steps in LADDER:
-            network, optimizer = ours()
-            options = {"steps": steps, "optimizer": optimizer, "seed": split_seed, "show": False}
-            mine = seconds(functools.partial(notebook.train, network, data, **options))
-            runs.append((notebook.evaluate(network, dev), steps, mine))
+            network, _ = ours(seed=split_seed)
+            options = {
+                "steps": steps,
+                "batch_size": 256,
+                "learning_rate": 0.1,
+                "show": False,
+            }
+            mine = seconds(functools.partial(notebook.train, network, train_names, **options))
+            runs.append((network.loss(dev_names), steps, mine))
             if runs[-1][0] <= min(levels.values()):
                 break
         for name, level in levels.items():
             loss, steps, mine = next((run for run in runs if run[0] <= level), runs[-1])
             what = f"(d) split {split_seed}, dev {name}: {steps:,} steps to {loss:.4f}"
-            report(what, f"{mine:.1f} s", f"{theirs:.0f} s", f"{theirs / mine:.1f} x faster")
+            report(
+                what,
+                f"{mine:.1f} s",
+                f"{theirs:.0f} s",
+                f"{theirs / mine:.1f} x faster",
+            )
 
 
 def bench_transformer(steps: int = 100) -> None:
@@ -356,18 +424,24 @@ def bench_transformer(steps: int = 100) -> None:
     One cuts each batch to its longest name, as ours does, one leaves all at 16 columns. Each is
     timed with both implementations of torch.optim.AdamW on offer; its faster one counts.
     """
-    X, Y = notebook.name_rows(split_names(lines, seed=SPLIT_SEEDS[0])[0])
+    network, optimizer = (
+        notebook.TransformerRecipe(context_size=16).make(),
+        notebook.AdamW(),
+    )
+    X, Y = network.examples(train_lines)
     data = X.clamp(min=0), Y  # theirs: a letter to look up where there is padding
-    network, optimizer = notebook.make_transformer(), notebook.AdamW()
 
     def adamw(model: nn.Module, fused: bool | None) -> torch.optim.AdamW:
         same = {"betas": optimizer.betas, "eps": optimizer.eps, "fused": fused}
         return torch.optim.AdamW(model.parameters(), weight_decay=optimizer.weight_decay, **same)
 
     def train_ours(steps: int = steps) -> list[float]:
-        options = {"steps": steps, "batch_size": 64, "optimizer": optimizer, "show": False}
-        options |= {"learning_rate": 0.004, "schedule": notebook.warm_up}
-        return notebook.train(network, (X, Y), **options).loss
+        options = {
+            "learning_rate": 0.004,
+            "schedule": notebook.warm_up,
+            "optimizer": optimizer,
+        }
+        return trainer(network, steps, 64, **options)().loss
 
     kinds = [(trim, fused) for trim in (True, False) for fused in (None, True)]
     works = []
@@ -397,8 +471,7 @@ def main() -> None:
         sys.exit(__doc__)
     print(f"torch {torch.__version__}, 1 thread, medians of {ROUNDS} rounds in turns\n")
     report("what", "ours", "theirs", "ratio")
-    train_names, _, _ = split_names(lines, seed=SPLIT_SEEDS[0])
-    data = build_dataset(train_names, vocab, 3)
+    data = build_dataset(train_lines, vocab, 3)
     bench_step(data)
     bench_helper(data)
     bench_time_to_target("--long" in sys.argv)

@@ -1,18 +1,20 @@
-"""The notebook's own definitions, taken from its cells, for tests and benchmark. Never a copy."""
+"""The notebook's own definitions, from its cells, for tests and benchmark: never a copy."""
 
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import nbformat
+from small import NAMES, OTHERS
 
 from charlm_utils import Vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "CharLM_MLP.ipynb"
+NOTEBOOK = Path(os.environ.get("CHARLM_NOTEBOOK", ROOT / "CharLM_MLP.ipynb"))
 
 
 def read_notebook() -> nbformat.NotebookNode:
@@ -26,28 +28,35 @@ def code_cells() -> list[nbformat.NotebookNode]:
 
 
 def is_definition(statement: ast.stmt) -> bool:
-    """Whether a statement only defines: an import, a function, a class or a NAMED_CONSTANT."""
-    if isinstance(statement, ast.Assign):
-        names = [t.id for t in statement.targets if isinstance(t, ast.Name)]
-        return len(names) == len(statement.targets) and all(
-            len(n) > 2 and n.isupper() for n in names
-        )
+    """Whether a statement only defines: an import, a function, a class, a CONSTANT."""
+    if isinstance(statement, ast.Assign | ast.AugAssign):
+        one = isinstance(statement, ast.AugAssign)
+        targets = [statement.target] if one else statement.targets
+        targets = [e for t in targets for e in (t.elts if isinstance(t, ast.Tuple) else [t])]
+        targets = [t.value if isinstance(t, ast.Subscript) else t for t in targets]
+        names = [t.id if isinstance(t, ast.Name) else "" for t in targets]
+        return all(len(name) > 2 and name.isupper() for name in names)
     kinds = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
     return isinstance(statement, kinds)
 
 
 def definitions(**overrides: Any) -> SimpleNamespace:
-    """Execute the definitions of all cells, in order; `overrides` replace the notebook's constants.
+    """Execute the definitions of all cells, in order; `overrides` replace constants.
 
-    What the notebook computes from names.txt (vocab, V) is made from the 26 letters instead.
+    What the notebook computes from names.txt is made from a few names and the 26 letters. The
+    namespace itself is `vars(result)["globals"]`: names set there are seen by the functions.
     """
     vocab = Vocabulary.from_names(["abcdefghijklmnopqrstuvwxyz"])
-    namespace = {"vocab": vocab, "V": len(vocab), **overrides}
+    space: dict[str, Any] = {"vocab": vocab, "V": len(vocab), "scoreboard": {}}
+    space |= {"train_names": NAMES, "dev_names": OTHERS, "vowels": [1, 5, 9, 15, 21, 25]}
+    space |= {"known": set(NAMES), "real": set(OTHERS), "names": NAMES + OTHERS}
+    space |= {"all_years": OTHERS, "best_alpha": 0.1, **overrides}
     for cell in code_cells():
         for statement in ast.parse(cell.source).body:
-            if is_definition(statement):
-                if isinstance(statement, ast.Assign) and statement.targets[0].id in overrides:
-                    continue
-                code = compile(ast.Module([statement], []), f"<cell {cell['id']}>", "exec")
-                exec(code, namespace)
-    return SimpleNamespace(**namespace)
+            if not is_definition(statement):
+                continue
+            code = compile(ast.Module([statement], []), f"<cell {cell['id']}>", "exec")
+            before = {name: space[name] for name in overrides}
+            exec(code, space)
+            space.update(before)  # what the test has set stays
+    return SimpleNamespace(**space, globals=space)

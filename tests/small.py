@@ -1,4 +1,4 @@
-"""Small networks and a small data set, quick to train."""
+"""Small networks and small lists of names, quick to train."""
 
 NAMES = ["emma", "olivia", "ava", "isabella", "sophia", "mia", "amelia", "harper", "ella"] * 4
 OTHERS = ["zoe", "max", "lily", "noah", "ruby"]  # names that training does not see
@@ -6,11 +6,11 @@ OTHERS = ["zoe", "max", "lily", "noah", "ruby"]  # names that training does not 
 
 def small(nb, seed=1, **options):
     """A network of 16 hidden units, with BatchNorm unless told otherwise."""
-    options = {"batch_norm": True, "hidden_sizes": (16,)} | options
-    return nb.make_mlp("gain 5/3", seed=seed, **options)
+    sizes = {"hidden_sizes": (16,), "context_size": 3, "embedding_dim": 10}
+    return nb.Recipe(**{"init": "gain 5/3", **sizes, "seed": seed, **options}).make()
 
 
-def fit(nb, network, data, **options):
+def fit(nb, network, names=NAMES, **options):
     """The history of 60 steps of the notebook's own loop, unless told otherwise."""
-    options = {"steps": 60, "batch_size": 32, "learning_rate": 0.1, "show": False} | options
-    return nb.train(network, data, **options)
+    usual = {"steps": 60, "batch_size": 32, "learning_rate": 0.1, "show": False}
+    return nb.train(network, names, **usual | options)

@@ -1,324 +1,477 @@
-"""The notebook's own layers against autograd and torch.nn.functional, in float64."""
+"""Layers and networks against torch.nn.functional and autograd, in float64."""
+
+import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
 from notebook_code import definitions
-from small import small
+from small import NAMES, OTHERS, fit, small
 
-TOLERANCE = 1e-10
-
-
-def same(ours, theirs, what):
-    """Shapes first, since broadcasting could make two different shapes agree; then values."""
-    assert ours.shape == theirs.shape, f"{what}: shape {ours.shape}, should be {theirs.shape}"
-    error = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-300)
-    assert error < TOLERANCE, f"{what}: relative error {error:.1e}; check its formula"
+LIMIT = 1e-10  # relative
+IDS = torch.tensor([[1, 1, 5], [5, 0, 1], [26, 26, 26]])  # repeated characters
+ROWS = torch.tensor([[0, 1, 2, 3, -1], [0, 4, -1, -1, -1], [0, 9, 9, 9, 9]])  # ragged names
 
 
-def against_autograd(layer, twin, x, *more):
-    """Compare y, dx and every dW of a layer with those of `twin(x, *more, **parameters)`."""
-    layer.to(torch.float64)
+def rows_of(nb, ids=ROWS):
+    rows = nb.Rows()
+    rows.read(ids)
+    return rows
+
+
+def sdpa(rows, heads):
+    """PyTorch's attention on the padded table, as a twin of Attention."""
+
+    def twin(x):
+        (B, T), N = rows.shape, len(rows.index)
+        table = x.new_zeros(B * T, x.shape[1]).index_copy(0, rows.index, x.view(N, -1))
+        q, k, v = table.view(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return y.transpose(1, 2).reshape(B * T, -1)[rows.index]
+
+    return twin
+
+
+def looked_up(ids, C, P):
+    real, place = ids >= 0, torch.arange(ids.shape[1]).expand(ids.shape)
+    return F.embedding(ids[real], C) + F.embedding(place[real], P)
+
+
+def random(*shape, scale=1.0, seed=3):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def frozen_norm(nb):
+    norm = nb.BatchNorm1d(6)
+    norm.running_mean, norm.running_var = random(6), random(6).square() + 0.1
+    return norm
+
+
+def cases(nb):
+    """name: (layer, its twin in PyTorch's own functions, inputs, in training mode)."""
     g = torch.Generator().manual_seed(1)
-    for name in layer.parameter_names:  # nothing is zero or one: those could hide an error
-        value = torch.randn(getattr(layer, name).shape, generator=g, dtype=torch.float64)
-        setattr(layer, name, value)
-    with torch.enable_grad():
-        leaves = {n: getattr(layer, n).clone().requires_grad_() for n in layer.parameter_names}
-        leaf = x.clone().requires_grad_() if x.is_floating_point() else x
-        y = twin(leaf, *more, **leaves)
-        dy = torch.randn(y.shape, generator=g, dtype=torch.float64) if y.dim() else None
-        y.backward(dy)
-    same(layer.forward(x, *more), y.detach(), "y")
-    for _ in range(2):  # backward must not spoil what forward kept
-        dx = layer.backward() if dy is None else layer.backward(dy)
-        if x.is_floating_point():
-            same(dx, leaf.grad, "dx")
-        for name, parameter in leaves.items():
-            same(getattr(layer, "d" + name), parameter.grad, "d" + name)
+    x, wide, frozen = random(7, 6), random(9, 12, scale=3), frozen_norm(nb)
+    mean, var = frozen.running_mean.clone(), frozen.running_var.clone()
+    targets, logits = torch.tensor([0, 3, 3, 26, 1, 1, 9]), random(7, 27, scale=30)
+    padded = torch.tensor([[0, 3, -1], [3, 26, 1], [1, 9, -1]])
+    dropout, same = nb.Dropout(0.4, 5), nb.Dropout(0.4, 5)
+    with nb.learning(same):
+        mask = same.forward(torch.ones_like(x))
+    no_bias = nb.Linear(6, 4, None, g, bias=False)
+    tall, single, qkv = random(300, 6), random(1, 6), random(len(rows_of(nb).index), 24)
+    norm = lambda x, gamma, beta: F.batch_norm(x, None, None, gamma, beta, True)  # noqa: E731
+    at_rest = lambda x, gamma, beta: F.batch_norm(x, mean, var, gamma, beta)  # noqa: E731
+    row_norm = lambda x, gamma, beta: F.layer_norm(x, (12,), gamma, beta)  # noqa: E731
+    both = nb.Chain(nb.Tanh(), nb.ReLU())
+    return {
+        "Embedding": (nb.Embedding(27, 4, g), lambda x, C: C[x].flatten(1), (IDS,), 0),
+        "Linear": (nb.Linear(6, 4, 1.0, g), lambda x, W, b: x @ W + b, (x,), 0),
+        "Linear, tall": (nb.Linear(6, 4, 1.0, g), lambda x, W, b: x @ W + b, (tall,), 0),
+        "Linear, one row": (nb.Linear(6, 4, 1.0, g), lambda x, W, b: x @ W + b, (single,), 0),
+        "Linear, no bias": (no_bias, lambda x, W: x @ W, (x,), 0),
+        "Tanh": (nb.Tanh(), torch.tanh, (random(5, 6, scale=4),), 0),
+        "ReLU": (nb.ReLU(), torch.relu, (x,), 0),
+        "BatchNorm1d": (nb.BatchNorm1d(6), norm, (x,), 1),
+        "BatchNorm1d, two rows": (nb.BatchNorm1d(6), norm, (x[:2],), 1),
+        "BatchNorm1d, far from 0": (nb.BatchNorm1d(6), norm, (tall + 5,), 1),
+        "BatchNorm1d, at rest": (frozen, at_rest, (x,), 0),
+        "Dropout": (dropout, lambda x: x * mask, (x,), 1),
+        "Dropout, at rest": (nb.Dropout(0.4, 5), lambda x: x * 1, (x,), 0),
+        "CrossEntropy": (nb.CrossEntropy(), F.cross_entropy, (logits, targets), 0),
+        "CrossEntropy, padded": (
+            nb.CrossEntropy(),
+            lambda z, t: F.cross_entropy(z, t[t >= 0]),
+            (logits, padded),
+            0,
+        ),
+        "TokenAndPosition": (
+            nb.TokenAndPosition(27, 5, 6, nb.Rows(), g), looked_up, (ROWS,), 0),
+        "LayerNorm": (nb.LayerNorm(12), row_norm, (wide,), 0),
+        "GELU": (nb.GELU(), lambda x: F.gelu(x, approximate="tanh"), (wide,), 0),
+        "Attention": (nb.Attention(2, rows_of(nb)), sdpa(rows_of(nb), 2), (qkv,), 0),
+        "Attention, sharp": (
+            nb.Attention(4, rows_of(nb)), sdpa(rows_of(nb), 4), (20 * qkv,), 0),
+        "Residual": (nb.Residual(nb.ReLU()), lambda x: x + torch.relu(x), (x,), 0),
+        "Chain": (both, lambda x: torch.relu(torch.tanh(x)), (x,), 0),
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("context", [1, 3, 8])
-def test_the_embedding_adds_up_the_gradients_of_repeated_characters(nb, generator, context):
-    ids = torch.randint(5, (40, context), generator=generator)  # 5 tokens: every one repeats
-    layer = nb.Embedding(7, 4, generator)  # tokens 5 and 6 never occur: their gradient is 0
-    against_autograd(layer, lambda x, C: F.embedding(x, C).flatten(1), ids)
-    assert layer.dC[5:].abs().max() == 0
+def judged(nb, case):
+    layer, twin, inputs, training = case
+    if training:
+        with nb.learning(layer):
+            return nb.judge(layer, twin, *inputs)
+    return nb.judge(layer, twin, *inputs)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(3, 5, 7), (50, 4, 3), (2, 30, 20), (20, 1, 1)])
-def test_linear_agrees_for_tall_and_for_wide_batches(nb, generator, shape, bias):
-    rows, fan_in, fan_out = shape
-    x = torch.randn(rows, fan_in, generator=generator, dtype=torch.float64)
-    layer = nb.Linear(fan_in, fan_out, 1.0, generator, bias=bias)
-    against_autograd(layer, lambda x, W, b=None: F.linear(x, W.T, b), x)
+CASES = list(cases(definitions()))
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 7), (50, 4, 3), (1, 1, 1), (27, 200, 256)])
-def test_matmul_is_the_plain_product_in_either_order(nb, generator, shape):
-    rows, inner, columns = shape
-    a = torch.randn(rows, inner, generator=generator, dtype=torch.float64)
-    b = torch.randn(inner, columns, generator=generator, dtype=torch.float64)
-    same(nb.matmul(a, b), a @ b, "matmul")
+@pytest.mark.parametrize("name", CASES)
+def test_a_layer_agrees_with_its_twin_forward_and_backward(nb, name):
+    errors = judged(nb, cases(nb)[name])
+    layer, _, inputs, _ = cases(nb)[name]
+    expected = {"y", *("d" + n for n in layer.parameter_names)}
+    expected |= {"dx"} if inputs[0].is_floating_point() else set()
+    assert set(errors) == expected
+    assert max(errors.values()) < LIMIT, errors
 
 
-def test_tanh_agrees_from_the_middle_to_the_far_ends(nb):
-    x = torch.linspace(-30, 30, 241, dtype=torch.float64)[:, None]
-    against_autograd(nb.Tanh(), torch.tanh, x)
+@pytest.mark.parametrize("name", CASES)
+def test_backward_twice_gives_the_same_and_inputs_stay_as_they_are(nb, name):
+    layer, twin, inputs, training = cases(nb)[name]
+    judged(nb, (layer, twin, inputs, training))
+    kept = [x.clone() for x in inputs]
+    layer.training = bool(training)
+    y = layer.forward(*inputs)
+    dy = [torch.ones_like(y)] if y.dim() else []
+    first = layer.backward(*dy)
+    first = None if first is None else first.clone()
+    gradients = [getattr(layer, "d" + n).clone() for n in layer.parameter_names]
+    second = layer.backward(*dy)
+    assert first is None or torch.equal(first, second)
+    again = [getattr(layer, "d" + n) for n in layer.parameter_names]
+    assert all(torch.equal(a, b) for a, b in zip(gradients, again)), "gradients add up"
+    assert all(torch.equal(a, b) for a, b in zip(inputs, kept)), "an input was changed"
 
 
-def test_batchnorm_in_training_mode_agrees(nb, generator):
-    x = 3 + 2 * torch.randn(32, 6, generator=generator, dtype=torch.float64)
-    layer = nb.BatchNorm1d(6)
-    against_autograd(
-        layer, lambda x, gamma, beta: F.batch_norm(x, None, None, gamma, beta, training=True), x
-    )
+@pytest.mark.parametrize("name", [name for name in CASES if "," not in name])
+def test_the_judge_sees_a_fault_of_a_tenth_in_any_backward(nb, name, monkeypatch):
+    layer, twin, inputs, training = cases(nb)[name]
+    right = layer.backward
+
+    def wrong(*dy):
+        dx = right(*dy)
+        for parameter in layer.parameter_names:
+            getattr(layer, "d" + parameter).mul_(1.1)
+        return dx if dx is None else dx * 1.1
+
+    layer.backward = wrong
+    errors = judged(nb, (layer, twin, inputs, training))
+    assert all(error > 1e-3 for kind, error in errors.items() if kind != "y"), errors
 
 
-def test_batchnorm_in_inference_mode_agrees_and_leaves_its_averages_alone(nb, generator):
-    x = torch.randn(32, 6, generator=generator, dtype=torch.float64)
-    layer = nb.BatchNorm1d(6)
-    layer.training = False
-    layer.running_mean, layer.running_var = x[0].clone(), x[1] ** 2 + 0.1
-    mean, var = layer.running_mean.clone(), layer.running_var.clone()
-    against_autograd(
-        layer, lambda x, gamma, beta: F.batch_norm(x, mean, var, gamma, beta, training=False), x
-    )
-    assert torch.equal(layer.running_mean, mean) and torch.equal(layer.running_var, var)
-    layer.forward(x[:1])  # one row is enough here
+def test_different_shapes_are_an_error_however_well_they_broadcast(nb):
+    with pytest.raises(ValueError, match=r"shape \(3,\) instead of \(3, 3\)"):
+        nb.relative_error(torch.ones(3), torch.ones(3, 3))
+    assert nb.relative_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0])) == 0.5
 
 
-def test_batchnorm_keeps_the_running_statistics_that_torch_keeps(nb, generator):
-    ours, theirs = nb.BatchNorm1d(6).to(torch.float64), torch.nn.BatchNorm1d(6).double()
-    for size in [2, 3, 32, 256] * 25:
-        x = 5 + 3 * torch.randn(size, 6, generator=generator, dtype=torch.float64)
-        ours.forward(x)
-        theirs(x)
-    same(ours.running_mean, theirs.running_mean, "running_mean")
-    same(ours.running_var, theirs.running_var, "running_var (unbiased, momentum 0.1)")
-    ours.training = False
-    x = torch.randn(4, 6, generator=generator, dtype=torch.float64)
-    same(ours.forward(x), theirs.eval()(x).detach(), "inference after many batches")
+@pytest.mark.parametrize("B", [2, 5, 64])
+def test_batchnorm_keeps_the_running_statistics_that_torch_keeps(nb, B):
+    ours, theirs = nb.BatchNorm1d(6), torch.nn.BatchNorm1d(6)
+    for step in range(4):
+        x = random(B, 6, seed=step).float()
+        with nb.learning(ours):
+            assert torch.allclose(ours.forward(x), theirs(x), atol=1e-5)
+    assert torch.allclose(ours.running_mean, theirs.running_mean, atol=1e-6)
+    assert torch.allclose(ours.running_var, theirs.running_var, atol=1e-5)
+    theirs.eval()
+    assert torch.allclose(ours.forward(x), theirs(x), atol=1e-5), "at rest: running statistics"
+    kept = ours.running_mean.clone()
+    ours.forward(x + 1)
+    assert torch.equal(ours.running_mean, kept), "at rest nothing is learnt"
 
 
 def test_batchnorm_refuses_to_train_on_one_row(nb):
-    with pytest.raises(ValueError, match="one row"):
-        nb.BatchNorm1d(3).forward(torch.ones(1, 3))
+    with nb.learning(nb.BatchNorm1d(3)) as norm, pytest.raises(ValueError, match="one row"):
+        norm.forward(torch.ones(1, 3))
 
 
-def test_cross_entropy_agrees_also_for_huge_logits(nb, generator):
-    logits = torch.randn(50, 27, generator=generator, dtype=torch.float64)
-    targets = torch.randint(27, (50,), generator=generator)
-    against_autograd(nb.CrossEntropy(), F.cross_entropy, logits, targets)
-    against_autograd(nb.CrossEntropy(), F.cross_entropy, 1000 * logits, targets)
+def test_dropout_drops_its_share_keeps_the_mean_and_draws_anew(nb):
+    ones = torch.ones(400, 500)
+    with nb.learning(nb.Dropout(0.3, 1)) as layer:
+        y, dx, again = layer.forward(ones), None, None
+        dx = layer.backward(ones)
+        again = layer.forward(ones)
+    assert (y == 0).double().mean() == pytest.approx(0.3, abs=0.01)
+    assert y.mean() == pytest.approx(1, abs=0.01) and y.max() == pytest.approx(1 / 0.7)
+    assert torch.equal(dx, y), "backward has the mask of forward"
+    assert not torch.equal(y, again)
+    with nb.learning(nb.Dropout(0.3, 2)) as other:
+        assert not torch.equal(other.forward(ones), y), "another seed, another mask"
+    assert torch.equal(layer.forward(ones), ones), "at rest nothing is dropped"
+    with nb.learning(nb.Dropout(0.0, 1)) as none:
+        assert torch.equal(none.forward(ones), ones)
 
 
-def test_a_layer_moves_its_parameters_and_its_buffers(nb):
-    layer = nb.BatchNorm1d(3).to(torch.float64)
-    for name in ("gamma", "beta", "dgamma", "dbeta", "running_mean", "running_var"):
-        assert getattr(layer, name).dtype == torch.float64, name
+@pytest.mark.parametrize("rate", [1.0, -0.1, 2])
+def test_a_dropout_rate_that_is_no_share_is_refused(nb, rate):
+    with pytest.raises(ValueError, match="at least 0 and below 1"):
+        nb.Dropout(rate, 1)
 
 
-@pytest.mark.parametrize("batch_norm", [True, False])
-@pytest.mark.parametrize(
-    "init", ["naive", "output scaled", "fan-in scaled", "gain 5/3", "gain 1/2"]
-)
-def test_the_gradient_of_a_whole_network_is_autograds(nb, generator, init, batch_norm):
-    network = nb.make_mlp(init, batch_norm=batch_norm, hidden_sizes=(9, 8), context_size=2)
-    network = nb.Network([layer.to(torch.float64) for layer in network.layers])
-    X = torch.randint(27, (30, 2), generator=generator)
-    Y = torch.randint(27, (30,), generator=generator)
+def test_padding_is_left_out_and_put_back(nb):
+    rows = nb.Rows()
+    ids, positions = rows.read(torch.cat([ROWS, torch.full((3, 2), -1)], 1))
+    assert ids.tolist() == [0, 1, 2, 3, 0, 4, 0, 9, 9, 9, 9]
+    assert positions.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2, 3, 4]
+    x = random(11, 2)
+    table = rows.spread(x)
+    assert table.shape == (3, 5, 2) and (table[1, 2:] == 0).all()
+    assert torch.equal(rows.collect(table), x)
+
+
+# Whole networks
+
+
+def test_a_whole_mlp_has_the_gradient_of_a_twin_in_torchs_own_functions(nb):
+    network = small(nb, hidden_sizes=(9, 8)).to(torch.float64)
+    X, Y = network.examples(NAMES)
     loss = nb.CrossEntropy()
-    value = loss.forward(network.forward(X), Y)
+    with nb.learning(network):
+        ours = loss.forward(network.forward(X), Y)
+        network.backward(loss.backward())
+    C, W1, g1, b1, W2, g2, b2, W3, b3 = leaves = [
+        getattr(layer, name).clone().requires_grad_() for layer, name in network.named
+    ]
+    h = torch.tanh(F.batch_norm(C[X].flatten(1) @ W1, None, None, g1, b1, True))
+    h = torch.tanh(F.batch_norm(h @ W2, None, None, g2, b2, True))
+    theirs = F.cross_entropy(h @ W3 + b3, Y)
+    theirs.backward()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+    for (layer, name), leaf in zip(network.named, leaves, strict=True):
+        assert nb.relative_error(getattr(layer, "d" + name), leaf.grad) < LIMIT, name
+
+
+def test_a_whole_transformer_has_the_gradient_of_a_twin_on_the_padded_table(nb):
+    dim, heads = 16, 4
+    network = nb.TransformerRecipe(dim, heads, context_size=9).make().to(torch.float64)
+    network.parameters.add_(0.1 * random(network.size))
+    X, Y = network.examples(["emma", "bo", "isabella"])
+    loss = nb.CrossEntropy()
+    loss.forward(network.forward(X), Y)
     network.backward(loss.backward())
-
-    def twin(flat):
-        parts = iter(network.views(flat))
-        h = F.embedding(X, next(parts)).flatten(1)
-        for _ in range(2):
-            h = h @ next(parts)
-            if batch_norm:
-                h = F.batch_norm(h, None, None, next(parts), next(parts), training=True)
-            else:
-                h = h + next(parts)
-            h = torch.tanh(h)
-        return F.cross_entropy(h @ next(parts) + next(parts), Y)
-
-    with torch.enable_grad():
-        flat = network.parameters.clone().requires_grad_()
-        expected = twin(flat)
-        expected.backward()
-    same(value, expected.detach(), "loss")
-    same(network.gradient, flat.grad, "gradient")
+    leaves = [getattr(layer, name).clone().requires_grad_() for layer, name in network.named]
+    C, P, g1, b1, W1, c1, W2, c2, g2, b2, W3, c3, W4, c4, g3, b3, W5, c5 = leaves
+    h = F.embedding(X.clamp(min=0), C) + P
+    q, k, v = (F.layer_norm(h, (dim,), g1, b1) @ W1 + c1).split(dim, 2)
+    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    h = h + y @ W2 + c2
+    h = h + F.gelu(F.layer_norm(h, (dim,), g2, b2) @ W3 + c3, approximate="tanh") @ W4 + c4
+    logits = F.layer_norm(h, (dim,), g3, b3) @ W5 + c5
+    F.cross_entropy(logits.flatten(0, 1), Y.flatten(), ignore_index=-1).backward()
+    for (layer, name), leaf in zip(network.named, leaves, strict=True):
+        assert nb.relative_error(getattr(layer, "d" + name), leaf.grad) < LIMIT, name
 
 
-def test_parameters_are_views_of_one_flat_tensor(nb):
-    network = nb.make_mlp("gain 5/3", batch_norm=True, hidden_sizes=(5,))
-    network.parameters.fill_(7.0)
-    network.gradient.fill_(8.0)
-    for layer, name in network.named:
-        assert (getattr(layer, name) == 7).all(), f"{name} is a copy, not a view"
-        assert (getattr(layer, "d" + name) == 8).all(), f"d{name} is a copy, not a view"
-    assert network.parameters.numel() == 27 * 10 + 30 * 5 + 5 + 5 + 5 * 27 + 27
+def networks(nb):
+    sizes = {"hidden_sizes": (9, 8), "dropout": 0.3}
+    return {
+        "tanh": small(nb, **sizes),
+        "ReLU": small(nb, batch_norm=False, activation="ReLU", **sizes),
+        "two blocks": nb.TransformerRecipe(16, 4, blocks=2, context_size=9).make(),
+    }
 
 
-def test_the_models_have_the_published_number_of_parameters(nb):
-    assert nb.make_mlp("naive", batch_norm=False).parameters.numel() == 11_897
-    assert nb.make_mlp("gain 1/2", batch_norm=True).parameters.numel() == 12_097
+@pytest.mark.parametrize("kind", ["tanh", "ReLU", "two blocks"])
+def test_the_judge_of_networks_passes_ours_and_leaves_them_alone(nb, kind):
+    network = networks(nb)[kind]
+    kept = [tensor.clone() for tensor in network.tensors()]
+    assert nb.judge_network(network, NAMES[:9]) < LIMIT
+    assert all(torch.equal(a, b) for a, b in zip(network.tensors(), kept))
 
 
-def test_inference_mode_ends_as_it_began_also_after_an_error(nb):
-    network = nb.make_mlp("gain 5/3", batch_norm=True, hidden_sizes=(5, 5))
-    network.layers[2].training = False  # a mode of its own, to be found again
-    before = [layer.training for layer in network.layers]
-    with pytest.raises(KeyError), network.inference():
-        assert not any(layer.training for layer in network.layers)
-        with network.inference():
-            pass
-        assert not any(layer.training for layer in network.layers), "the inner block reset it"
-        raise KeyError
-    assert [layer.training for layer in network.layers] == before
+FAULTY = ["Embedding", "Linear", "Tanh", "ReLU", "BatchNorm1d", "Dropout", "TokenAndPosition"]
+FAULTY += ["LayerNorm", "GELU", "Attention", "Residual", "CrossEntropy"]
 
 
-def test_folding_batchnorm_away_changes_no_logit(nb, generator):
-    network = nb.make_mlp("gain 5/3", batch_norm=True, hidden_sizes=(9, 8))
-    for layer in network.layers:
-        for name in ("gamma", "beta", "running_mean", "running_var"):
-            if hasattr(layer, name):
-                getattr(layer, name).uniform_(0.5, 2, generator=generator)
-    X = torch.randint(27, (50, 3), generator=generator)
-    with network.inference():
-        before = network.forward(X)
-    folded = nb.fold(network)
-    assert not any(isinstance(layer, nb.BatchNorm1d) for layer in folded.layers)
-    assert (folded.forward(X) - before).abs().max() < 1e-5
-    with network.inference():
-        assert torch.equal(network.forward(X), before), "folding changed the original"
+@pytest.mark.parametrize("name", FAULTY)
+def test_the_judge_of_networks_sees_a_fault_of_a_tenth_in_any_layer(nb, name, monkeypatch):
+    kind = getattr(nb, name)
+    right = kind.backward
+
+    def wrong(self, *dy):
+        dx = right(self, *dy)
+        for parameter in self.parameter_names:
+            getattr(self, "d" + parameter).mul_(1.1)
+        return dx if dx is None else dx * 1.1
+
+    monkeypatch.setattr(kind, "backward", wrong)
+    assert max(nb.judge_network(n, NAMES[:9]) for n in networks(nb).values()) > 1e-3
 
 
-@pytest.mark.parametrize("by_batch", [True, False])
-def test_batchnorm_goes_back_the_way_it_came_though_the_mode_has_changed_since(
-    nb, generator, by_batch
-):
-    x, dy = torch.randn(2, 8, 3, generator=generator)
-    layer = nb.BatchNorm1d(3)
-    layer.training = by_batch
-    layer.forward(x)
-    expected = layer.backward(dy).clone(), layer.dgamma.clone()
-    layer.training = not by_batch
-    assert torch.equal(layer.backward(dy), expected[0])
-    assert torch.equal(layer.dgamma, expected[1])
+def test_finite_differences_agree_as_a_second_judge(nb, generator):
+    network = small(nb, hidden_sizes=(5,)).to(torch.float64)
+    (X, Y), loss, step = network.examples(NAMES[:5]), nb.CrossEntropy(), 1e-6
+    with nb.learning(network):
+        loss.forward(network.forward(X), Y)
+        network.backward(loss.backward())
+        gradient = network.gradient.clone()
+        for i in torch.randint(network.size, (20,), generator=generator).tolist():
+            values = []
+            for sign in (1, -1):
+                network.parameters[i] += sign * step
+                values.append(loss.forward(network.forward(X), Y).item())
+                network.parameters[i] -= sign * step
+            slope = (values[0] - values[1]) / (2 * step)
+            assert slope == pytest.approx(gradient[i].item(), rel=1e-4, abs=1e-8)
 
 
-def test_batchnorm_uses_the_eps_and_the_momentum_that_it_was_given(nb, generator):
-    ours = nb.BatchNorm1d(4, eps=0.3, momentum=0.7).to(torch.float64)
-    theirs = torch.nn.BatchNorm1d(4, eps=0.3, momentum=0.7).double()
-    x = torch.randn(2, 16, 4, generator=generator, dtype=torch.float64)
-    for part in x:
-        assert torch.allclose(ours.forward(part), theirs(part).detach())
-    assert torch.allclose(ours.running_mean, theirs.running_mean)
-    assert torch.allclose(ours.running_var, theirs.running_var)
-    ours.training = False
-    assert torch.allclose(ours.forward(x[0]), theirs.eval()(x[0]).detach())
+def test_parameters_and_gradients_of_the_layers_are_views_of_two_flat_tensors(nb):
+    network = small(nb)
+    for one in (network, copy.deepcopy(network)):
+        one.parameters.fill_(7.0)
+        one.gradient.fill_(3.0)
+        for layer, name in one.named:
+            assert (getattr(layer, name) == 7).all() and (getattr(layer, "d" + name) == 3).all()
+    assert [name for _, name in network.named] == ["C", "W", "gamma", "beta", "W", "b"]
+    assert network.size == 27 * 10 + 30 * 16 + 2 * 16 + 16 * 27 + 27
+    assert [view.shape for view in network.views(network.parameters)][1] == (30, 16)
 
 
-def test_no_layer_changes_what_it_is_given(nb, generator):
-    x, dy = torch.randn(2, 8, 5, generator=generator)
-    before = x.clone(), dy.clone()
-    for layer in (nb.Linear(5, 5, 1.0, generator), nb.Tanh(), nb.BatchNorm1d(5)):
-        layer.forward(x)
-        layer.backward(dy)
-        assert torch.equal(x, before[0]) and torch.equal(dy, before[1]), type(layer).__name__
-    loss = nb.CrossEntropy()
-    loss.forward(x, torch.arange(8) % 5)
-    loss.backward()
-    assert torch.equal(x, before[0]), "CrossEntropy"
+def test_equal_recipes_make_equal_networks_and_each_setting_counts(nb):
+    base = small(nb, dropout=0.2)
+    assert all(map(torch.equal, base.tensors(), small(nb, dropout=0.2).tensors()))
+    others = {"seed": 2, "context_size": 4, "embedding_dim": 5, "hidden_sizes": (3,)}
+    others |= {"init": "naive", "batch_norm": False, "embedding_std": 0.1}
+    for name, value in others.items():
+        other = small(nb, **{"dropout": 0.2, name: value})
+        same = other.size == base.size and torch.equal(other.parameters, base.parameters)
+        assert not same, f"{name} makes no difference"
+        assert getattr(other.recipe, name) == value
+    kinds = [type(layer).__name__ for layer in small(nb, dropout=0.2, activation="ReLU").layers]
+    assert kinds == ["Embedding", "Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"]
+    assert len(base.find("linear")) == 2 and len(base.find("batch norm")) == 1
+    assert base.find("dropout")[0].rate == 0.2 and small(nb).find("dropout") == []
 
 
-@pytest.mark.parametrize("batch_norm", [True, False])
+def test_a_pair_of_networks_shares_its_initial_weights(nb):
+    plain, normed, dropped = (
+        small(nb, hidden_sizes=(8, 8), **options)
+        for options in ({"batch_norm": False}, {}, {"dropout": 0.5})
+    )
+    for other in (normed, dropped):
+        for kind, name in (("embedding", "C"), ("linear", "W")):
+            for a, b in zip(plain.find(kind), other.find(kind), strict=True):
+                assert torch.equal(getattr(a, name), getattr(b, name))
+
+
 @pytest.mark.parametrize(
     ("init", "hidden", "output"),
     [
-        ("naive", lambda n: 1, lambda n: 1),
-        ("output scaled", lambda n: 1, lambda n: 0.1 / n**0.5),
-        ("fan-in scaled", lambda n: n**-0.5, lambda n: 0.1 / n**0.5),
-        ("gain 5/3", lambda n: 5 / 3 / n**0.5, lambda n: 0.1 / n**0.5),
-        ("gain 1/2", lambda n: 0.5 / n**0.5, lambda n: 0.1 / n**0.5),
+        ("naive", 1.0, 1.0),
+        ("output scaled", 1.0, 0.1 / 20),
+        ("fan-in scaled", 0.1, 0.1 / 20),
+        ("gain 5/3", 5 / 30, 0.1 / 20),
+        ("gain 1/2", 0.05, 0.1 / 20),
     ],
 )
-def test_an_initialisation_has_the_spread_that_it_is_named_for(
-    nb, init, hidden, output, batch_norm
-):
-    network = nb.make_mlp(init, batch_norm=batch_norm, hidden_sizes=(300, 500))
-    first, second, last = (layer for layer in network.layers if isinstance(layer, nb.Linear))
-    assert network.layers[0].C.std().item() == pytest.approx(1, rel=0.15)  # 270 numbers
-    assert first.W.std().item() == pytest.approx(hidden(30), rel=0.05)
-    assert second.W.std().item() == pytest.approx(hidden(300), rel=0.05)
-    assert last.W.std().item() == pytest.approx(output(500), rel=0.05)
-    for layer in (first, second, last):
-        assert layer.b is None or not layer.b.any(), "a bias starts at 0"
+def test_initial_weights_have_the_scale_of_their_name(nb, init, hidden, output):
+    network = small(nb, init=init, hidden_sizes=(400,), batch_norm=False, embedding_dim=25,
+                    context_size=4)  # fmt: skip
+    first, last = network.find("linear")
+    assert first.W.std() == pytest.approx(hidden, rel=0.03)
+    assert last.W.std() == pytest.approx(output, rel=0.03)
+    assert (first.b == 0).all() and network.find("embedding")[0].C.std() == pytest.approx(1, 0.1)
 
 
-@pytest.mark.parametrize("context_size", [1, 5])
-def test_a_network_knows_how_much_context_it_sees(nb, context_size):
-    network = small(nb, context_size=context_size)
-    assert network.context_size == context_size
-    assert len(nb.sample(network, 3, max_length=4)) == 3
-    nb.show_surprise(network, "ava")
+def test_the_dials_are_read_when_a_recipe_is_made(nb):
+    own = definitions()
+    own.globals |= {"HIDDEN_SIZE": 7, "CONTEXT_SIZE": 2, "EMBEDDING_DIM": 4, "SEED": 9}
+    recipe = own.Recipe()
+    assert (recipe.hidden_sizes, recipe.context_size) == ((7,), 2)
+    assert (recipe.embedding_dim, recipe.seed, own.TransformerRecipe().seed) == (4, 9, 9)
+    assert recipe.make().find("linear")[0].W.shape == (8, 7)
 
 
-def test_folding_keeps_eps_and_gives_parameters_that_could_be_trained(nb, generator):
-    network = small(nb)
-    norm = network.layers[2]
-    norm.running_var.fill_(1e-5)  # as small as eps: forgetting it is a factor of 1.4
-    X = torch.randint(27, (50, 3), generator=generator)
-    with network.inference():
-        before = network.forward(X)
+@pytest.mark.parametrize("sizes", [(8,), (8, 6)])
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_a_folded_network_computes_the_same_without_batchnorm(nb, sizes, batch_norm):
+    network = small(nb, hidden_sizes=sizes, batch_norm=batch_norm, dropout=0.1)
+    fit(nb, network)
     folded = nb.fold(network)
-    assert torch.allclose(folded.forward(X), before, atol=1e-4)
-    assert folded.parameters.numel() == 270 + 31 * 16 + 17 * 27
+    X, _ = network.examples(OTHERS)
+    assert folded.find("batch norm") == [] and folded.context_size == 3
+    assert torch.allclose(folded.logits(X), network.logits(X), atol=1e-5)
+    assert folded.recipe.make().load(folded.tensors()).loss(OTHERS) == folded.loss(OTHERS)
 
 
-@pytest.mark.parametrize("spoilt", ["y", "dx", "dW", "db"])
-def test_the_judge_finds_a_layer_guilty_of_each_wrong_result(nb, generator, spoilt):
-    class Wrong(nb.Linear):
-        def forward(self, x):
-            y = super().forward(x)
-            return y - 1 if spoilt == "y" else y
-
-        def backward(self, dy):
-            dx = super().backward(dy)
-            if spoilt in ("dW", "db"):
-                getattr(self, spoilt).sub_(1)
-            return dx - 1 if spoilt == "dx" else dx
-
-    x = torch.randn(9, 4, generator=generator, dtype=torch.float64)
-    errors = nb.judge(Wrong(4, 3, 1.0, generator), lambda x, W, b: F.linear(x, W.T, b), x)
-    assert list(errors) == ["y", "dx", "dW", "db"]
-    for name, error in errors.items():
-        assert error > 1e-2 if name == spoilt else error < 1e-10, name
+def test_loading_refuses_tensors_of_another_network(nb):
+    network, other = small(nb), small(nb, hidden_sizes=(5,))
+    with pytest.raises(ValueError, match="another network's"):
+        network.load(other.tensors())
+    with pytest.raises(ValueError):
+        network.load(network.tensors()[:-1])
+    fit(nb, network)
+    fresh = small(nb, seed=5).load(network.tensors())
+    assert fresh.loss(OTHERS) == network.loss(OTHERS)
+    fit(nb, network)
+    assert fresh.loss(OTHERS) != network.loss(OTHERS), "loaded tensors are copies"
 
 
-def test_the_judge_tells_shapes_apart_and_sees_errors_of_either_sign(nb):
-    one = torch.ones(1, 3)
-    assert nb.relative_error(one - 0.5, one) == nb.relative_error(one + 0.5, one) == 0.5
-    with pytest.raises(ValueError, match="shape"):
-        nb.relative_error(one, torch.ones(2, 3))
+def test_networks_rest_in_inference_mode_and_learn_inside_a_with_only(nb):
+    network = small(nb, dropout=0.5)
+    resting = lambda: not any(part.training for part in network.parts())  # noqa: E731
+    assert resting()
+    with pytest.raises(RuntimeError), nb.learning(network) as same:
+        assert same is network and all(part.training for part in network.parts())
+        raise RuntimeError
+    assert resting()
+    kept = [tensor.clone() for tensor in network.tensors()]
+    network.loss(OTHERS)
+    network.sample(3)
+    assert all(map(torch.equal, kept, network.tensors())), "asking changes nothing"
 
 
-def test_the_judge_of_the_network_finds_a_wrong_backward(data, monkeypatch):
-    own = definitions(train_data=data, dev_data=None, known=set(), real=set())
-    assert max(own.judge_network(batch_size=32)) < 1e-10
-    monkeypatch.setattr(own.Tanh, "backward", lambda self, dy: dy)
-    assert max(own.judge_network(batch_size=32)) > 1e-2
+def test_a_transformer_sees_no_later_character_and_answers_rows_as_windows(nb):
+    network = nb.TransformerRecipe(16, 4, blocks=2, context_size=9).make()
+    network.parameters.add_(0.1 * random(network.size).float())
+    X, _ = network.examples(["isabella", "emma"])
+    changed = X.clone()
+    changed[0, 5:] = 7
+    before, after = network.forward(X), network.forward(changed)
+    assert torch.equal(before[:5], after[:5]) and not torch.equal(before[5:9], after[5:9])
+    names = ["isabella", "bo", "emma"]
+    assert torch.allclose(network.surprises(names), nb.Model.surprises(network, names), atol=1e-5)
+    long = network.surprises(["isabellabella", "bo"])  # too long for a row, not for windows
+    assert len(long) == 17 and long.isfinite().all()
+    with pytest.raises(ValueError, match="9 letters needs 10 positions"):
+        network.examples(["isabellas"])
 
 
-def test_folding_keeps_the_bias_of_a_linear_that_has_one(nb, generator):
-    layers = [nb.Linear(4, 3, 1.0, generator), nb.BatchNorm1d(3), nb.Tanh()]
-    layers[0].b.copy_(torch.tensor([1.0, -2.0, 3.0]))
-    layers[1].running_var.fill_(4.0)
-    network, x = nb.Network(layers), torch.randn(6, 4, generator=generator)
-    with network.inference():
-        before = network.forward(x)
-    assert torch.allclose(nb.fold(network).forward(x), before, atol=1e-6)
+def test_layers_are_found_by_what_they_are_after_section_3_is_run_again(nb):
+    own = definitions()
+    network = small(own, hidden_sizes=(6, 5))
+    fit(own, network)
+    logits = network.logits(network.examples(OTHERS)[0])
+    for name, again in vars(definitions()).items():  # every class is a new one
+        if isinstance(again, type):
+            own.globals[name] = again
+    X, Y = network.examples(OTHERS)
+    assert torch.allclose(own.fold(network).logits(X), logits, atol=1e-5)
+    assert [y.shape[1] for y in own.hidden_outputs(network, X)] == [6, 5]
+    found = own.signals(network, X, Y)
+    assert [len(found[key]) for key in ("y", "dy", "W", "dW")] == [2, 2, 3, 3]
+
+
+# Optimisers
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_takes_the_steps_that_torch_takes(nb, momentum):
+    ours = random(20)
+    theirs, optimizer = ours.clone(), nb.SGD(momentum)
+    torch_sgd = torch.optim.SGD([theirs], lr=0.1, momentum=momentum, nesterov=momentum > 0)
+    for step in range(100):
+        g = random(20, seed=step)
+        ours.sub_(optimizer.direction(g.clone(), ours), alpha=0.1)
+        theirs.grad = g
+        torch_sgd.step()
+    assert torch.allclose(ours, theirs, rtol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{}, {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3}])
+def test_adamw_takes_the_steps_that_torch_takes(nb, settings):
+    optimizer, ours = nb.AdamW(**settings), random(50)
+    theirs = ours.clone()
+    same = {"betas": optimizer.betas, "eps": optimizer.eps}
+    same["weight_decay"] = optimizer.weight_decay
+    judge = torch.optim.AdamW([theirs], lr=0.01, **same)
+    for step in range(100):
+        g = ours + random(50, seed=step)
+        ours = ours - 0.01 * optimizer.direction(g.clone(), ours)
+        theirs.grad = g
+        judge.step()
+    assert nb.relative_error(ours, theirs) < LIMIT

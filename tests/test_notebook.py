@@ -1,204 +1,404 @@
-"""The notebook as a whole: what is stored, a run in fast mode, an interrupt in a live kernel."""
+"""The notebook as a whole: what is stored, how its names hang together, runs in fast mode."""
 
 import ast
+import copy
 import json
-import math
 import os
 import random
 import re
+import statistics
+import symtable
 import time
-from types import SimpleNamespace
 
 import nbformat
 import pytest
 from jupyter_client.manager import start_new_kernel
-from nbclient import NotebookClient
-from notebook_code import ROOT, code_cells, read_notebook
-
-FIRST_TRAINING = "range-test"  # the cells before this one only define
-
-
-def sources():
-    return {cell["id"]: cell.source for cell in code_cells()}
-
+from notebook_code import ROOT, read_notebook
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"  # holds an id, new in each run
 
 
-def without_view(data):
-    return {kind: value for kind, value in data.items() if kind != WIDGET_VIEW}
+def sections(nb):
+    """{number of the section: its code cells}, in order."""
+    found, number = {}, 0
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            number = int(([number] + re.findall(r"(?m)^## (\d+) ", cell.source))[-1])
+        else:
+            found.setdefault(number, []).append(cell)
+    return found
 
 
-def shown(cell):
-    """What a cell shows, without counts: text, tables, pictures, widgets as text."""
-    parts = []
-    for output in cell.outputs:
-        part = {key: output[key] for key in ("name", "text") if key in output}
-        parts.append(part | {"data": without_view(output.get("data", {}))})
-    return parts
+def code_of(nb):
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
 
 
-def kinds_shown(cell):
-    """The kinds of data of each output; a stored widget is the line that replaced it."""
-    return [sorted(without_view(output.get("data", {"text": 0}))) for output in cell.outputs]
+def table_of(nb, name):
+    """The rows of the table shown by the cell that assigns a name."""
+    cell = next(c for c in code_of(nb) if re.search(rf"(?m)^{name} = ", c.source))
+    text = cell.outputs[-1]["data"]["text/markdown"]
+    return [[part.strip() for part in line[1:-1].split("|")] for line in text.splitlines()[2:]]
 
 
 # What is stored
 
 
-def test_the_stored_outputs_are_those_of_one_run_from_top_to_bottom():
-    counts = [cell.execution_count for cell in code_cells()]
-    assert counts == list(range(1, len(counts) + 1)), "run python .tools/run_notebook.py"
-
-
-def test_every_cell_that_prints_or_plots_has_its_output():
-    for cell in code_cells():
-        calls = re.search(
-            r"^(print|table|show_\w+|histograms|plt\.show|    print)\(", cell.source, re.M
-        )
-        if calls:
-            assert cell.outputs, f"cell {cell['id']} shows something, but no output is stored"
-
-
-def test_no_stored_output_is_an_error_or_a_warning():
-    for cell in code_cells():
+def stored_faults(nb):
+    """A sentence for each thing that a stored run must not hold."""
+    cells = code_of(nb)
+    counts = [cell.execution_count for cell in cells]
+    if counts != list(range(1, len(counts) + 1)):
+        yield "not one run from top to bottom: run python .tools/run_notebook.py"
+    for cell in cells:
         for output in cell.outputs:
-            assert output.output_type != "error", f"cell {cell['id']}"
-            assert output.get("name") != "stderr", f"cell {cell['id']}: {output.get('text')}"
-            assert "Warning" not in str(output.get("text", "")), f"cell {cell['id']}"
+            text = str(output.get("text", "")) + str(output.get("data", ""))
+            plain = output.get("data", {}).get("text/plain", "")
+            if output.output_type == "error" or output.get("name") == "stderr":
+                yield f"{cell.id}: an error or a warning"
+            if "Warning" in text:
+                yield f"{cell.id}: {text[:80]}"
+            if "s left" in plain or plain.strip() == "...":
+                yield f"{cell.id}: an unfinished line of progress"
+    machine = r"(?<![\w.])/(?:home|root|tmp|usr|opt|work|Users)/[\w./-]+|[A-Z]:\\\\\w+"
+    yield from re.findall(machine, nbformat.writes(nb))
+    for claim, number, should, verdict in table_of(nb, "findings"):
+        if verdict != "holds":
+            yield f"{claim}: {number}, should be {should}"
 
 
-def test_the_stored_notebook_names_no_path_of_a_machine():
-    text = nbformat.writes(read_notebook())
-    found = re.findall(
-        r"(?<![\w.])/(?:home|root|tmp|usr|opt|work|Users)/[\w./-]+|[A-Z]:\\\\\w+", text
-    )
-    assert not found, found
+def test_the_stored_run_is_whole_and_all_its_findings_hold():
+    nb = read_notebook()
+    assert list(stored_faults(nb)) == []
+    assert 12 <= len(table_of(nb, "findings")) <= 30 and 10 <= len(table_of(nb, "board_rows")) <= 20
 
 
-def test_no_stored_output_is_an_unfinished_progress_line():
-    for cell in code_cells():
-        for output in cell.outputs:
-            plain = str(output.get("data", {}).get("text/plain", ""))
-            assert "s left" not in plain and plain.strip() != "...", f"cell {cell['id']}"
+@pytest.mark.parametrize("factor", [0.3, 3.0])
+def test_nothing_rests_on_seconds(factor):
+    nb = copy.deepcopy(read_notebook())
+    for cell in code_of(nb):
+        if "seconds" in cell.metadata.get("tags", []):
+            for output in cell.outputs:
+                for kind, text in output.get("data", {}).items():
+                    if kind.startswith("text"):
+                        scale = lambda m: f"| {float(m[1]) * factor:.1f} |"  # noqa: E731
+                        output.data[kind] = re.sub(r"\| (\d+\.\d) \|", scale, text)
+    assert nb != read_notebook(), "no timing found to scale"
+    assert list(stored_faults(nb)) == []
 
 
-# How notebook and helper belong together
+def test_a_fault_in_a_stored_run_is_seen():
+    def broken(change):
+        nb = copy.deepcopy(read_notebook())
+        change(nb)
+        return list(stored_faults(nb))
+
+    def does_not_hold(nb):
+        cell = next(c for c in code_of(nb) if c.source.startswith("findings = "))
+        data = cell.outputs[-1]["data"]
+        data["text/markdown"] = data["text/markdown"].replace("| holds |", "| fails |", 1)
+
+    assert broken(does_not_hold)
+    assert broken(lambda nb: code_of(nb)[3].update(execution_count=99))
+    assert broken(lambda nb: code_of(nb)[3].update(outputs=[nbformat.v4.new_output("error")]))
+    path = nbformat.v4.new_output("stream", text="/home/me/names.txt")
+    assert broken(lambda nb: code_of(nb)[3].update(outputs=[path]))
 
 
-def test_the_notebook_imports_the_helper_and_has_no_second_of_its_functions():
-    trees = [ast.parse(source) for source in sources().values()]
-    imported, defined = set(), set()
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.ImportFrom) and node.module == "charlm_utils":
-            imported |= {alias.name for alias in node.names}
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            defined.add(node.name)
+def test_the_notebook_stays_within_its_budget_of_lines():
+    sizes = [len(cell.source.splitlines()) for cell in code_of(read_notebook())]
+    assert sum(sizes) <= 2_200, f"{sum(sizes)} lines of code"
+    assert statistics.median(sizes) <= 8 and max(sizes) <= 40
+
+
+# How its names hang together
+
+
+def inner_reads(table):
+    """The global names that functions and classes below a table read."""
+    names = set()
+    for child in table.get_children():
+        names |= {s.get_name() for s in child.get_symbols() if s.is_global()}
+        names |= inner_reads(child)
+    return names
+
+
+def name_faults(nb):
+    """A sentence for each name with several meanings, or read before its section."""
+    cells, places = [], {}
+    for section, some in sections(nb).items():
+        for cell in some:
+            table = symtable.symtable(cell.source, cell.id, "exec")
+            symbols = table.get_symbols()
+            bound = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+            read = {s.get_name() for s in symbols if s.is_referenced()} | inner_reads(table)
+            cells.append((section, cell.id, bound, read))
+            for name in bound | {s.get_name() for s in symbols if s.is_namespace()}:
+                places.setdefault(name, []).append((section, cell.id))
+    for section, cell, bound, read in cells:
+        for name in sorted(read - bound):
+            where = places.get(name, [(section, cell)])
+            if min(where)[0] > section:
+                yield f"{name}, read in {cell} (section {section}), comes later: {min(where)}"
+            if len(where) > 1:
+                yield f"{name}, read in {cell}, has several meanings: {where}"
+
+
+def test_each_name_has_one_meaning_and_no_section_needs_a_later_one():
+    assert sorted(set(name_faults(read_notebook()))) == []
+
+
+def test_a_second_meaning_and_a_name_that_comes_later_are_seen():
+    cell, head = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
+    parts = [head("## 1 One"), cell("x = 1\ndef f():\n    return later"), cell("print(x)")]
+    parts += [head("## 2 Two"), cell("x = 2"), cell("later = 3")]
+    faults = list(name_faults(nbformat.v4.new_notebook(cells=parts)))
+    assert len(faults) == 2 and "later, read in" in faults[0] and "x, read in" in faults[1]
+
+
+def functions_using(nb, pattern):
+    """The functions and cells at whose top level a pattern occurs."""
+    for cell in code_of(nb):
+        for statement in ast.parse(cell.source).body:
+            source = ast.get_source_segment(cell.source, statement)
+            if re.search(pattern, re.sub(r"#.*", "", source)):
+                yield getattr(statement, "name", source.splitlines()[0])
+
+
+def test_only_the_judge_uses_autograd_and_torchs_own_functions():
+    autograd = r"\bF\.|requires_grad|enable_grad|\bnn\.|torch\.optim|\.grad\b"
+    users = list(functions_using(read_notebook(), autograd))
+    allowed = ("judge", "sdpa", "layer_norm = lambda", "show_judged", "import torch.nn")
+    assert [u for u in users if not any(a in u for a in allowed)] == []
+    assert len(users) >= 4
+
+
+def test_the_helper_is_used_and_not_written_again():
+    nb = read_notebook()
+    code = "\n".join(cell.source for cell in code_of(nb))
     helpers = {"Vocabulary", "build_dataset", "load_names", "sample_names", "split_names"}
-    assert imported == helpers
-    assert not helpers & defined
-    code = "\n".join(sources().values())
-    assert "multinomial" not in code, "a second sampler"
-    assert code.count("sample_names(") == 2, "sampling goes through the two wrappers"
-
-
-def test_only_the_judge_uses_autograd_and_torchs_own_layers():
-    for name, source in sources().items():
-        code = re.sub(r"#.*", "", source)
-        if "judge" not in name and name != "imports":
-            assert not re.search(r"\bF\.|requires_grad|enable_grad|\bnn\.", code), name
-            assert "torch.optim" not in code, name
+    (line,) = re.findall(r"from charlm_utils import (.*)", code)
+    assert set(line.split(", ")) == helpers
+    assert not re.search(rf"(?m)^(def|class) ({'|'.join(helpers)})\b", code)
+    assert code.count("sample_names(") == 1 and "multinomial" not in code, "a second sampler"
+    assert len(re.findall(r"parameters\.sub_\(", code)) == 1, "a second training loop"
+    assert len(re.findall(r"logsumexp", code)) == 1, "a second way to a loss"
 
 
 def test_only_the_scoreboard_measures_a_loss_on_the_test_split():
-    for name, source in sources().items():
-        code = re.sub(r"#.*", "", source)
-        for line in code.splitlines():
-            test_split = re.search(r"test_(names|lines|data|rows|\d+)\b", line)
-            if test_split and name not in ("scoreboard-rows", "scoreboard-next"):
-                excluded = line.startswith("held_out = ")  # section 14 takes these names out
-                harmless = "split_names(" in line or "assert " in line or excluded
-                assert harmless, f"{name}: {line}"
+    lines = [
+        (section, line)
+        for section, cells in sections(read_notebook()).items()
+        for cell in cells
+        for line in cell.source.splitlines()
+        if re.search(r"\btest_(names|lines)\b", line)
+    ]
+    harmless = ("split_names(", "assert ", "held_out = ")
+    rest = [(s, line) for s, line in lines if not any(part in line for part in harmless)]
+    assert [section for section, _ in rest] == [16], rest
 
 
-def test_there_is_one_training_loop_and_one_evaluation():
-    code = "\n".join(sources().values())
-    assert code.count("network.parameters.sub_(") == 1
-    assert len(re.findall(r"^def (?:train|evaluate)\(", code, re.M)) == 2
+# Runs in fast mode, in one live kernel
 
 
-def test_there_are_more_markdown_cells_than_code_cells():
-    cells = read_notebook().cells
-    assert sum(c.cell_type == "markdown" for c in cells) > len(cells) / 2
+class Kernel:
+    """A kernel in fast mode; `run` executes code and returns what it shows."""
+
+    def __init__(self, **settings):
+        environment = os.environ | {"CHARLM_FAST": "1"}
+        self.manager, self.client = start_new_kernel(cwd=str(ROOT), env=environment)
+        self.settings = "\n".join(f"{name} = {value!r}" for name, value in settings.items())
+
+    def run(self, code, on_text=lambda text: None, fails=False):
+        """A list of what is shown; text that is updated in place stands once."""
+        message_id, shown, places = self.client.execute(code), [], {}
+        while True:
+            message = self.client.get_iopub_msg(timeout=300)
+            if message["parent_header"].get("msg_id") != message_id:
+                continue
+            content, kind = message["content"], message["msg_type"]
+            if kind == "status" and content["execution_state"] == "idle":
+                break
+            if kind == "error":
+                shown.append(f"{content['ename']}: {content['evalue']}")
+                assert fails, "\n".join([code[:200], *content["traceback"][-2:]])
+            elif kind == "stream":
+                assert content["name"] != "stderr", content["text"]
+                if shown and shown[-1][:1] == "\n":
+                    shown[-1] += content["text"]
+                else:
+                    shown.append("\n" + content["text"])
+                on_text(content["text"])
+            elif kind in ("display_data", "update_display_data", "execute_result"):
+                data = {k: v for k, v in content["data"].items() if k != WIDGET_VIEW}
+                data.pop("text/plain" if len(data) > 1 else "", None)
+                place = content.get("transient", {}).get("display_id")
+                if kind == "update_display_data":
+                    shown[places[place]] = str(data)
+                else:
+                    places[place] = len(shown)
+                    shown.append(str(data))
+                on_text(str(data))
+        while True:
+            reply = self.client.get_shell_msg(timeout=60)
+            if reply["parent_header"].get("msg_id") == message_id:
+                return shown
+
+    def cell(self, cell):
+        """What a cell shows; the numbers of a cell of timings masked, models' ids, too."""
+        shown = self.run(cell.source)
+        if "parameters" in cell.metadata.get("tags", []):
+            shown += self.run(self.settings)
+        if "seconds" in cell.metadata.get("tags", []):
+            shown = [re.sub(r"\d+\.\d+", "#", text) for text in shown]
+        return [re.sub(r"model_id: \w+|0x[0-9a-f]+", "", text) for text in shown]
+
+    def close(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
 
 
-# A run in fast mode: every cell twice in a row
+@pytest.fixture(scope="module")
+def kernel():
+    """A kernel in which the whole notebook has run; `first` is what each cell showed."""
+    kernel = Kernel()
+    kernel.nb = read_notebook()
+    kernel.sections = sections(kernel.nb)
+    kernel.first = {cell.id: kernel.cell(cell) for cell in code_of(kernel.nb)}
+    yield kernel
+    kernel.close()
+
+
+def changed(kernel, cells):
+    """The cells that show something else than in the first run."""
+    return [cell.id for cell in cells if kernel.cell(cell) != kernel.first[cell.id]]
+
+
+def test_a_fast_run_shows_what_the_stored_notebook_shows_in_kind(kernel):
+    for cell in code_of(kernel.nb):
+        stored = [sorted(set(o.get("data", {"text": 0})) - {WIDGET_VIEW}) for o in cell.outputs]
+        assert len(kernel.first[cell.id]) == len(stored), f"cell {cell.id}: {stored}"
+
+
+def test_sections_run_again_in_reverse_order_show_the_same(kernel):
+    backwards = [cell for number in sorted(kernel.sections, reverse=True)
+                 for cell in kernel.sections[number]]  # fmt: skip
+    assert changed(kernel, backwards) == []
+
+
+def test_sections_run_again_in_a_random_order_each_cell_twice_show_the_same(kernel):
+    order = random.Random(1).sample(sorted(kernel.sections), len(kernel.sections))
+    twice = [c for number in order for cell in kernel.sections[number] for c in (cell, cell)]
+    assert changed(kernel, twice) == [], f"order {order}"
+
+
+def test_section_3_run_again_leaves_every_later_section_as_it_was(kernel):
+    for number in [n for n in kernel.sections if n > 4]:
+        for cell in kernel.sections[3]:
+            kernel.cell(cell)
+        assert changed(kernel, kernel.sections[number]) == [], f"section {number} after 3"
 
 
 REPORT = """import json
-print(json.dumps({"bn_study": bn_study, "scoreboard": scoreboard, "seeds": len(SEEDS)}))"""
+print(json.dumps({"board": board_rows, "bn": bn_rows, "findings": findings,
+                  "seeds": len(SEEDS)}))"""
 
 
-@pytest.fixture(scope="session")
-def doubled():
-    """Every code cell run twice in a row, in one kernel, in fast mode; what is left at the end."""
-    nb = read_notebook()
-    pairs = []
-    for cell in (c for c in nb.cells if c.cell_type == "code"):
-        twins = [nbformat.v4.new_code_cell(cell.source, id=f"{cell['id']}-{i}") for i in "ab"]
-        pairs.append((cell["id"], *twins))
-    report = nbformat.v4.new_code_cell(REPORT)
-    nb.cells = [twin for _, *twins in pairs for twin in twins] + [report]
-    resources = {"metadata": {"path": str(ROOT)}}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CHARLM_FAST", "1")
-        NotebookClient(nb, timeout=600, coalesce_streams=True, resources=resources).execute()
-    return SimpleNamespace(pairs=pairs, report=json.loads(report.outputs[0].text))
-
-
-def test_the_whole_notebook_runs_in_fast_mode_without_a_warning(doubled):
-    for name, first, _ in doubled.pairs:
-        for output in first.outputs:
-            assert output.output_type != "error", name
-            assert output.get("name") != "stderr", f"{name}: {output.get('text')}"
-
-
-def test_every_cell_run_twice_in_a_row_shows_the_same(doubled):
-    for name, first, second in doubled.pairs:
-        assert shown(first) == shown(second), f"cell {name} keeps state from run to run"
-
-
-def test_a_run_shows_what_the_stored_notebook_shows_in_kind(doubled):
-    stored = {cell["id"]: cell for cell in code_cells()}
-    for name, first, _ in doubled.pairs:
-        assert kinds_shown(first) == kinds_shown(stored[name]), f"cell {name}"
-
-
-def test_the_study_holds_one_finite_row_for_each_condition_and_seed(doubled):
-    study, seeds = doubled.report["bn_study"], doubled.report["seeds"]
-    assert len(study) == 2 * 2 * 4 * 2 * seeds
-    keys = ("depth", "init", "learning_rate", "batch_norm", "seed")
-    assert len({tuple(row[key] for key in keys) for row in study}) == len(study)
-    for row in study:
-        for key, value in row.items():
-            if key in ("steps_to_level", "seconds_to_level"):  # None where never reached
-                assert value is None or value >= 0
-            elif key != "init":
-                assert math.isfinite(value), f"{key} of {row}"
-
-
-def test_the_scoreboard_holds_all_models_with_finite_losses(doubled):
-    scoreboard = doubled.report["scoreboard"]
+def test_what_other_programs_read_at_the_end_is_there(kernel):
+    report = json.loads(kernel.run(REPORT)[0])
     keys = ["model", "parameters", "steps", "seconds", "train", "dev", "test"]
-    for row in scoreboard:
-        assert list(row) == keys
-        assert math.isfinite(row["dev"]) and math.isfinite(row["test"])
-        assert (row["train"] is None) == (row["steps"] is None)
-    names = " ".join(row["model"] for row in scoreboard)
-    models = "uniform bigram 4-gram 5-gram Model_1 Model_2 6_x_64 dropout_0.1 ReLU 1/8_of all_years"
-    for model in [*models.split(), "best_MLP", "Transformer", "best_MLP_+_5-gram"]:
-        assert model.replace("_", " ") in names
-    assert len({row["model"] for row in scoreboard}) == len(scoreboard)
+    assert all(list(row) == keys and row["dev"] > 0 and row["test"] > 0 for row in report["board"])
+    assert len({row["model"] for row in report["board"]}) == len(report["board"])
+    conditions = {
+        (*row["hidden_sizes"], row["init"], row["learning_rate"], row["batch_norm"], row["seed"])
+        for row in report["bn"]
+    }
+    assert len(report["bn"]) == len(conditions) == 2 * 2 * 4 * 2 * report["seeds"]
+    assert all(row["dev"] > 0 and row["roughness"] >= 0 for row in report["bn"])
+    assert all(len(row) == 5 and isinstance(row[4], bool) for row in report["findings"])
+
+
+DIALS = {"HIDDEN_SIZE": 60, "CONTEXT_SIZE": 2, "EMBEDDING_DIM": 4, "BATCH_SIZE": 64}
+DIALS |= {"LEARNING_RATE": 0.05, "STEPS": 150}
+STATE = """m = {}
+print(m.recipe.hidden_sizes[0], m.recipe.context_size, m.recipe.embedding_dim, len(m.history.loss),
+      m.history.learning_rate[0], m.size)"""
+
+
+@pytest.mark.parametrize("dial", DIALS)
+def test_a_dial_turned_works_at_once_in_any_section(kernel, dial):
+    cells = [next(c for c in kernel.sections[0] if "parameters" in c.metadata.get("tags", []))]
+    kernel.settings = f"{dial} = {DIALS[dial]!r}"
+    usual = {"HIDDEN_SIZE": 200, "CONTEXT_SIZE": 3, "EMBEDDING_DIM": 10, "STEPS": 300}
+    want = usual | {"BATCH_SIZE": 256, "LEARNING_RATE": 0.1} | {dial: DIALS[dial]}
+    try:
+        for number, model in (5, "model_1"), (7, "model_2"):
+            shown = "".join(t for c in [*cells, *kernel.sections[number]] for t in kernel.cell(c))
+            assert f"Turned: {dial} is {DIALS[dial]}" in shown
+            assert f"{want['STEPS']:,} steps of {want['BATCH_SIZE']}, rate" in shown
+            *numbers, rate, size = kernel.run(STATE.format(model))[0].split()
+            names = ("HIDDEN_SIZE", "CONTEXT_SIZE", "EMBEDDING_DIM", "STEPS")
+            assert [int(n) for n in numbers] == [want[name] for name in names]
+            assert float(rate) == want["LEARNING_RATE"] and f"{int(size):,} parameters" in shown
+        shown = [kernel.cell(cell) for cell in kernel.sections[13]]
+        assert "whatever the dials say" in shown[0][0] and f"Turned: {dial}" in shown[0][0]
+        first = [kernel.first[cell.id] for cell in kernel.sections[13]]
+        assert shown[1:] == first[1:], "section 13 has settings of its own"
+        for number in (10, 17):
+            for cell in kernel.sections[number]:
+                kernel.cell(cell)
+    finally:
+        kernel.settings = ""
+        for cell in [*cells, *kernel.sections[5], *kernel.sections[7], *kernel.sections[10]]:
+            kernel.cell(cell)
+
+
+def test_an_interrupt_in_mid_training_leaves_a_network_that_can_be_used(kernel):
+    def interrupt(text):
+        if "s left" in text:
+            time.sleep(0.2)
+            kernel.manager.interrupt_kernel()
+
+    code = """own = Recipe().make()
+history = train(own, train_names, steps=10_000_000, dev=dev_names)
+print(len(history.loss) == own.steps > 0, own.loss(dev_names) < 3.5, history.interrupted)"""
+    shown = kernel.run(code, interrupt)
+    assert "interrupted after" in shown[0] and shown[-1].strip() == "True True True"
+
+
+def test_an_interrupt_in_mid_study_ends_it_at_once(kernel):
+    def interrupt(text):
+        if "2 of 50 runs" in text:
+            kernel.manager.interrupt_kernel()
+
+    code = "runs = 'as before'\nruns = study([{}], seeds=range(50), steps=200)"
+    shown = kernel.run(code, interrupt, fails=True)
+    assert shown[-1].startswith("KeyboardInterrupt") and "of 50 runs" in shown[0]
+    check = "{len(row['history'].loss) for row in study.finished}"
+    shown = kernel.run(f"print(runs, 2 <= len(study.finished) < 50, {check})")
+    assert shown[0].strip() == "as before True {200}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "section", "sentence"),
+    [
+        ("NAMES_FILE = 'no_such.txt'", 1, "FileNotFoundError: No file of names at"),
+        ("BATCH_SIZE = -3", 0, "ValueError: BATCH_SIZE must be a whole number"),
+        ("BATCH_SIZE = 10**9", 5, "ValueError: A batch of 1000000000 needs more than"),
+        ("DEVICE = 'toaster'", 0, "ValueError: This machine has no device"),
+    ],
+)
+def test_a_wrong_setting_stops_with_one_sentence(kernel, setting, section, sentence):
+    parameters = next(c for c in kernel.sections[0] if c.metadata.get("tags") == ["parameters"])
+    try:
+        kernel.run(f"{parameters.source}\n{setting}")
+        rest = [cell for cell in kernel.sections[section] if cell is not parameters]
+        for cell in rest:
+            shown = kernel.run(cell.source, fails=True)
+            if any(re.match(r"\w+Error: ", text) for text in shown):
+                break
+        assert shown[-1].startswith(sentence)
+    finally:
+        kernel.run(parameters.source)
 
 
 def test_a_small_list_of_other_letters_without_repeats_runs_as_well(tmp_path):
@@ -206,88 +406,10 @@ def test_a_small_list_of_other_letters_without_repeats_runs_as_well(tmp_path):
     names = {"".join(choose.choices("αβγδεικλμνορσ", k=choose.randint(3, 8))) for _ in range(500)}
     own_list = tmp_path / "names.txt"
     own_list.write_text("\n".join(sorted(names)), encoding="utf-8")
-    nb = read_notebook()
-    at = next(i for i, cell in enumerate(nb.cells) if cell["id"] == "parameters")
-    settings = f"NAMES_FILE = ALL_NAMES_FILE = {str(own_list)!r}; CONTEXT_SIZE = 2"
-    nb.cells.insert(at + 1, nbformat.v4.new_code_cell(settings))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CHARLM_FAST", "1")
-        resources = {"metadata": {"path": str(ROOT)}}
-        NotebookClient(nb, timeout=600, resources=resources).execute()
-
-
-# A live kernel
-
-
-@pytest.fixture
-def kernel():
-    """A function that executes code in a fresh fast-mode kernel: (reply, text that it showed)."""
-    environment = os.environ | {"CHARLM_FAST": "1"}
-    manager, client = start_new_kernel(cwd=str(ROOT), env=environment)
-
-    def execute(code, on_output=lambda text: None):
-        message_id, texts = client.execute(code), []
-        while True:
-            message = client.get_iopub_msg(timeout=120)
-            if message["parent_header"].get("msg_id") != message_id:
-                continue
-            content, kind = message["content"], message["msg_type"]
-            if kind == "status" and content["execution_state"] == "idle":
-                reply = client.get_shell_msg(timeout=60)
-                while reply["parent_header"].get("msg_id") != message_id:  # of the kernel's start
-                    reply = client.get_shell_msg(timeout=60)
-                return reply["content"], "".join(texts)
-            text = content.get("text") or content.get("data", {}).get("text/plain") or ""
-            if kind == "error":
-                text = f"{content['ename']}: {content['evalue']}"
-            texts.append(text)
-            on_output(text)
-
-    execute.manager = manager
-    yield execute
-    client.stop_channels()
-    manager.shutdown_kernel(now=True)
-
-
-def test_an_interrupt_in_mid_training_leaves_a_model_that_the_next_cell_uses(kernel):
-    for name, source in sources().items():
-        if name == FIRST_TRAINING:
-            break
-        reply, text = kernel(source)
-        assert reply["status"] == "ok", f"{name}: {text}"
-    kernel("network = make_mlp('gain 1/2', batch_norm=True)")
-
-    def interrupt_when_under_way(text):
-        if "s left" in text:
-            time.sleep(0.3)
-            kernel.manager.interrupt_kernel()
-
-    training = "history = train(network, train_data, steps=10_000_000, dev=dev_data)"
-    reply, text = kernel(training, interrupt_when_under_way)
-    assert reply["status"] == "ok", text
-    assert "interrupted after" in text
-    check = (
-        "print(len(history.loss) > 0, evaluate(network, dev_data) < 3, network.layers[2].training)"
-    )
-    reply, text = kernel(check)
-    assert reply["status"] == "ok" and text.strip() == "True True True", text
-
-
-@pytest.mark.parametrize(
-    ("setting", "cell", "sentence"),
-    [
-        ("NAMES_FILE = 'no_such.txt'", "data-load", "FileNotFoundError: No file of names at"),
-        ("BATCH_SIZE = -3", "settings-check", "ValueError: BATCH_SIZE must be a whole number"),
-        ("BATCH_SIZE = 10**9", "data-split", "ValueError: BATCH_SIZE 1000000000 is more than"),
-        ("DEVICE = 'toaster'", "settings-check", "ValueError: This machine has no device"),
-    ],
-)
-def test_a_wrong_setting_stops_early_with_one_sentence(kernel, setting, cell, sentence):
-    for name, source in sources().items():
-        reply, text = kernel(source)
-        if name == "parameters":
-            kernel(setting)
-        if reply["status"] == "error":
-            break
-    assert name == cell, f"stopped in cell {name}: {text}"
-    assert sentence in text
+    files = {"NAMES_FILE": str(own_list), "ALL_NAMES_FILE": str(own_list)}
+    kernel = Kernel(**files, CONTEXT_SIZE=2)
+    try:
+        for cell in code_of(read_notebook()):
+            kernel.cell(cell)
+    finally:
+        kernel.close()
