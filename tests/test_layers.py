@@ -201,6 +201,12 @@ def test_a_dropout_rate_that_is_no_share_is_refused(nb, rate):
         nb.Dropout(rate, 1)
 
 
+def test_cross_entropy_does_not_overflow(nb):
+    logits = torch.full((2, 27), 150.0)  # its exponential is no float32
+    loss = nb.CrossEntropy().forward(logits, torch.tensor([0, 5]))
+    assert loss.item() == pytest.approx(3.2958, abs=1e-4)
+
+
 def test_padding_is_left_out_and_put_back(nb):
     rows = nb.Rows()
     ids, positions = rows.read(torch.cat([ROWS, torch.full((3, 2), -1)], 1))
@@ -374,6 +380,9 @@ def test_the_dials_are_read_when_a_recipe_is_made(nb):
     assert (recipe.hidden_sizes, recipe.context_size) == ((7,), 2)
     assert (recipe.embedding_dim, recipe.seed, own.TransformerRecipe().seed) == (4, 9, 9)
     assert recipe.make().find("linear")[0].W.shape == (8, 7)
+    for frozen in (recipe, own.TransformerRecipe()):
+        with pytest.raises(AttributeError):  # a network keeps it: it must not change
+            frozen.seed = 5
 
 
 @pytest.mark.parametrize("sizes", [(8,), (8, 6)])
@@ -444,6 +453,20 @@ def test_layers_are_found_by_what_they_are_after_section_3_is_run_again(nb):
     assert [y.shape[1] for y in own.hidden_outputs(network, X)] == [6, 5]
     found = own.signals(network, X, Y)
     assert [len(found[key]) for key in ("y", "dy", "W", "dW")] == [2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_an_untrained_transformer_knows_nothing_and_has_the_layers_of_its_recipe(nb, blocks):
+    sizes = {"dim": 32, "heads": 4, "widen": 3, "context_size": 9}
+    network = nb.TransformerRecipe(blocks=blocks, **sizes).make()
+    assert network.loss(OTHERS) == pytest.approx(3.296, abs=0.08)
+    shapes = [tuple(layer.W.shape) for layer in network.find("linear")]
+    assert shapes == [(32, 96), (32, 32), (32, 96), (96, 32)] * blocks + [(32, 27)]
+    stds = [layer.W.std().item() * len(layer.W) ** 0.5 for layer in network.find("linear")]
+    assert stds == pytest.approx([1, 0.5, 1, 0.5] * blocks + [0.1], rel=0.1)
+    assert len(network.find("layer norm")) == 2 * blocks + 1
+    with pytest.raises(ValueError, match="multiple of heads"):
+        nb.TransformerRecipe(dim=30, heads=4).make()
 
 
 # Optimisers
