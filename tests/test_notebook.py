@@ -275,8 +275,10 @@ def changed(kernel, cells):
 
 def test_a_fast_run_shows_what_the_stored_notebook_shows_in_kind(kernel):
     for cell in code_of(kernel.nb):
-        stored = [sorted(set(o.get("data", {"text": 0})) - {WIDGET_VIEW}) for o in cell.outputs]
-        assert len(kernel.first[cell.id]) == len(stored), f"cell {cell.id}: {stored}"
+        stored = [output.output_type == "stream" for output in cell.outputs]
+        shown = [text.startswith("\n") for text in kernel.first[cell.id]]
+        # a stored run joins what is printed before and after a live line
+        assert (any(stored), stored.count(False)) == (any(shown), shown.count(False)), cell.id
 
 
 def test_sections_run_again_in_reverse_order_show_the_same(kernel):
