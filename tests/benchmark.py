@@ -223,7 +223,7 @@ def bench_step(data: tuple[Tensor, Tensor]) -> None:
             x, dy = torch.randn(batch_size, 30), torch.randn(batch_size, 200)
             h, dz = torch.randn(batch_size, 200), torch.randn(batch_size, 27)
             W1, W2 = torch.randn(30, 200), torch.randn(200, 27)
-            options = {"optimizer": optimizer, "learning_rate": 0.05}
+            options = {"optimizer": lambda kept=optimizer: kept, "learning_rate": 0.05}
             train_ours = trainer(network, steps, batch_size, **options)
 
             def train_theirs(model=model, n=steps, B=batch_size, m=momentum):
@@ -439,7 +439,7 @@ def bench_transformer(steps: int = 100) -> None:
         options = {
             "learning_rate": 0.004,
             "schedule": notebook.warm_up,
-            "optimizer": optimizer,
+            "optimizer": lambda: optimizer,
         }
         return trainer(network, steps, 64, **options)().loss
 

@@ -106,7 +106,7 @@ def test_a_fault_in_a_stored_run_is_seen():
 
 def test_the_notebook_stays_within_its_budget_of_lines():
     sizes = [len(cell.source.splitlines()) for cell in code_of(read_notebook())]
-    assert sum(sizes) <= 2_200, f"{sum(sizes)} lines of code"
+    assert sum(sizes) <= 2_300, f"{sum(sizes)} lines of code"
     assert statistics.median(sizes) <= 8 and max(sizes) <= 40
 
 
@@ -385,6 +385,7 @@ def test_an_interrupt_in_mid_study_ends_it_at_once(kernel):
     [
         ("NAMES_FILE = 'no_such.txt'", 1, "FileNotFoundError: No file of names at"),
         ("BATCH_SIZE = -3", 0, "ValueError: BATCH_SIZE must be a whole number"),
+        ("PROCESSES = 0", 0, "ValueError: PROCESSES must be a whole number of at least 1"),
         ("BATCH_SIZE = 10**9", 5, "ValueError: A batch of 1000000000 needs more than"),
         ("DEVICE = 'toaster'", 0, "ValueError: This machine has no device"),
     ],

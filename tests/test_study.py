@@ -1,6 +1,8 @@
 """The runner of the studies, their statistics and measures, and the drawing of means."""
 
 import math
+import os
+import sys
 
 import pytest
 import torch
@@ -35,8 +37,29 @@ def test_an_interval_is_the_closed_form(nb, generator):
     draws = torch.randn(2_000, 5, generator=generator).tolist()
     covered = sum(abs(mean) <= half for mean, half in map(nb.interval, draws))
     assert 0.935 < covered / 2_000 < 0.965
-    assert nb.bold_if_measurable([1.0, 1.1, 1.2]).startswith("**1.100 ± ")
-    assert nb.bold_if_measurable([-1.0, 1.1, 1.2], 1) == "0.4 ± 3.1"
+
+
+def test_p_values_are_those_of_students_distribution(nb):
+    for values in ([1.0, 1.2, 0.7, 1.1, 0.9], [0.3, -0.2, 0.1], [2.0, 1.0]):
+        mean, half = nb.interval(values)
+        t, degrees = abs(mean) / half * nb.T_975[len(values) - 1], len(values) - 1
+        assert nb.p_value(values) == pytest.approx(1 - student_within(t, degrees), abs=2e-4)
+        assert (nb.p_value(values) < 0.05) == (abs(mean) > half)
+    assert nb.p_value([2.0] * 3) == 0 and nb.p_value([0.0] * 3) == 1
+
+
+def test_holm_stops_at_the_first_p_value_that_is_too_large(nb):
+    own = definitions()
+    own.globals["p_value"] = lambda values: values
+    assert own.holm([0.04, 0.001, 0.02]) == [True, True, True]
+    assert own.holm([0.04, 0.001, 0.03]) == [False, True, False], "0.03 > 0.05 / 2: stop"
+    assert own.holm([0.02, 0.04, 0.03]) == [False] * 3 and own.holm([]) == []
+    # three comparisons: one stands alone, not as one of three
+    weak, strong = [0.10, 0.11, 0.02], [1.0, 1.1, 1.2]
+    assert 0.05 / 3 < nb.p_value([1.0, 1.4, 1.9]) < 0.05
+    texts = nb.verdicts([[1.0, 1.4, 1.9], weak, "failed", weak])
+    assert texts[0] == nb.plus_minus([1.0, 1.4, 1.9]) and texts[2] == "failed"
+    assert nb.verdicts([strong], 1) == ["**1.1 ± 0.2**"]
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0] * 11])
@@ -63,8 +86,8 @@ def test_runs_are_chosen_by_their_settings_and_paired_by_seed(nb):
     assert nb.average([1, 3], lambda n: n if n == 1 else None) is None
 
 
-def test_a_study_trains_a_network_for_each_condition_and_seed(nb):
-    seen = []
+def test_a_study_trains_a_network_for_each_condition_and_seed():
+    nb, seen = definitions(PROCESSES=1), []
 
     def measure(network):
         seen.append(network)
@@ -74,8 +97,11 @@ def test_a_study_trains_a_network_for_each_condition_and_seed(nb):
     runs = nb.study(conditions, measure, seeds=range(2), **COMMON)
     assert len(runs) == 8 == len(seen) and nb.study.finished is runs
     keys = {"batch_norm", "learning_rate", "label", "seed", "size", "dev", "seconds"}
-    for row, network in zip(runs, seen, strict=True):
-        assert set(row) == keys | {"history", "last"}
+    for row, trained in zip(runs, seen, strict=True):
+        network = row["network"]
+        assert torch.equal(network.parameters, trained.parameters)
+        assert network.steps == 8 and network.seconds == row["seconds"] > 0
+        assert set(row) == keys | {"history", "last", "network"}
         recipe = network.recipe
         assert (recipe.batch_norm, recipe.seed) == (row["batch_norm"], row["seed"])
         assert (recipe.hidden_sizes, recipe.context_size) == ((6,), 2)
@@ -88,7 +114,43 @@ def test_a_study_trains_a_network_for_each_condition_and_seed(nb):
     assert len(set(runs.column("dev"))) == 8, "seeds and settings make a difference"
 
 
-def test_the_partners_of_a_pair_share_initial_weights_and_batches(nb, monkeypatch):
+def test_runs_side_by_side_give_the_rows_of_runs_in_turn_in_their_order():
+    both = []
+    for processes in (1, 3):
+        nb = definitions(PROCESSES=processes)
+        measure = lambda network: {"C": network.find("embedding")[0].C}  # noqa: E731
+        both.append(nb.study(nb.grid(dropout=[0.0, 0.1]), measure, seeds=range(3), **COMMON))
+    for one, other in zip(*both, strict=True):
+        assert (one["dropout"], one["seed"], one["dev"]) == tuple(
+            other[key] for key in ("dropout", "seed", "dev")
+        )
+        assert torch.equal(one["C"], other["C"])
+        assert torch.equal(one["network"].parameters, other["network"].parameters)
+        assert one["history"].loss == other["history"].loss
+        other["network"].forward(torch.zeros(2, 2, dtype=torch.int64))  # a whole network
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="runs take turns where nothing is forked")
+def test_a_fault_in_a_process_is_raised_at_home():
+    nb = definitions(PROCESSES=2)
+
+    def fails():
+        raise ValueError("batch of one")
+
+    with pytest.raises(ValueError, match="batch of one"):
+        list(nb.side_by_side([fails, lambda: 1, lambda: 2]))
+    with pytest.raises(RuntimeError, match="have died: set PROCESSES to 1"):
+        list(nb.side_by_side([lambda: os._exit(1)] * 3))
+    jobs = [lambda n=n: (os.getpid(), n * n) for n in range(9)]
+    found = dict(nb.side_by_side(jobs))
+    assert [found[n][1] for n in range(9)] == [n * n for n in range(9)]
+    assert os.getpid() not in {process for process, _ in found.values()}
+    nb.globals["DEVICE"] = "cuda"
+    assert {process for _, (process, _) in nb.side_by_side(jobs)} == {os.getpid()}
+
+
+def test_the_partners_of_a_pair_share_initial_weights_and_batches(monkeypatch):
+    nb = definitions(PROCESSES=1)
     batches, right = [], nb.Embedding.forward
 
     def forward(self, x):
@@ -111,7 +173,9 @@ def test_names_and_other_recipes_can_be_studied_too(nb):
     assert runs.column("dim") == [4, 8] and runs[0]["size"] < runs[1]["size"]
 
 
-def test_an_interrupt_ends_the_study_and_keeps_the_finished_runs_only(nb):
+def test_an_interrupt_ends_the_study_and_keeps_the_finished_runs_only():
+    nb = definitions(PROCESSES=1)
+
     def interrupt(network, step, change):
         if network.recipe.seed == 2 and step == 5:
             raise KeyboardInterrupt
@@ -124,7 +188,9 @@ def test_an_interrupt_ends_the_study_and_keeps_the_finished_runs_only(nb):
 
 def test_a_power_law_is_found_with_its_interval(nb, generator):
     x = [1_000, 2_000, 4_000, 8_000]
-    assert nb.power_law(x, [3 * n**-0.05 for n in x]) == pytest.approx((3, 0.05, 0), abs=1e-9)
+    *exact, foretell = nb.power_law(x, [3 * n**-0.05 for n in x])
+    assert exact == pytest.approx((3, 0.05, 0), abs=1e-9)
+    assert foretell(32_000) == pytest.approx([3 * 32_000**-0.05] * 3, rel=1e-6)
     noise = torch.randn(4, generator=generator).tolist()
     y = [3 * n**-0.05 * math.exp(0.01 * e) for n, e in zip(x, noise)]
     u, v = (torch.tensor(n, dtype=torch.float64).log() for n in (x, y))
@@ -133,7 +199,13 @@ def test_a_power_law_is_found_with_its_interval(nb, generator):
     rest = (v - A @ solution).square().sum() / 2
     error = (rest / (u - u.mean()).square().sum()).sqrt()
     expected = solution[0].exp().item(), -solution[1].item(), 4.303 * error.item()
-    assert nb.power_law(x, y) == pytest.approx(expected, rel=1e-6)
+    *found, foretell = nb.power_law(x, y)
+    assert found == pytest.approx(expected, rel=1e-6)
+    new = torch.tensor([1.0, math.log(32_000)]).double()  # the textbook's matrix form
+    wide = (1 + new @ torch.linalg.inv(A.T @ A) @ new) * rest
+    middle, half = (new @ solution).item(), 4.303 * wide.sqrt().item()
+    ends = [math.exp(middle + sign * half) for sign in (0, -1, 1)]
+    assert foretell(32_000) == pytest.approx(ends, rel=1e-6)
     for bad in ([1, 2], [1, -2, 3]):
         with pytest.raises(ValueError, match="3 to 11 points, all positive"):
             nb.power_law(bad, bad)
@@ -159,10 +231,10 @@ def test_the_level_is_reached_at_the_first_look_at_or_below_it(nb):
     assert nb.when_reached(nb.Runs([{"reached": 20}, {"reached": None}])) == "never"
 
 
-def test_names_are_measured_by_the_lists_and_the_5_gram(nb):
-    own = definitions(known={"emma"}, real={"mia"}, fivegram=nb.Model())
-    share, surprise = own.names_quality(["emma", "mia", "zzz", "zzz"])
-    assert share == 0.5 and surprise == pytest.approx(math.log(27))
+def test_the_share_of_real_names_is_counted_per_draw():
+    own = definitions(known={"emma"}, real={"mia"})
+    assert own.share_real(["emma", "mia", "mia", "zzz"]) == pytest.approx(2 / 3)
+    assert own.share_real(["emma"]) == 0
 
 
 def test_vowels_are_as_spread_as_all_letters_or_a_cluster(nb):
@@ -175,19 +247,37 @@ def test_vowels_are_as_spread_as_all_letters_or_a_cluster(nb):
     assert nb.agreement([line, line]) == "100% (100% to 100%)"
 
 
-def test_means_are_drawn_with_their_intervals_and_an_arrow_beyond_the_frame(nb):
+def test_means_are_drawn_with_intervals_and_failed_runs_one_by_one(nb):
     ax = nb.matplotlib.figure.Figure().subplots()
-    nb.plot_means(ax, [1, 2], [[1.0, 3.0], [9.0, 9.0]], "label", "C0", top=5.0)
-    (line,), (band,) = ax.lines, ax.collections
-    assert line.get_ydata().tolist() == [2.0, 9.0] and line.get_label() == "label"
+    samples = [[1.0, 3.0], [2.0, 9.0], [4.0, 4.0]]
+    nb.plot_means(ax, [1, 2, 3], samples, "label", "C0", top=5.0)
+    (line, crosses), (band,) = ax.lines, ax.collections
+    assert line.get_xdata().tolist() == [1, 3] and line.get_ydata().tolist() == [2.0, 4.0]
+    assert line.get_label() == "label" and crosses.get_xydata().tolist() == [[2, 2.0], [2, 5.0]]
     edges = band.get_paths()[0].vertices[:, 1]
     assert edges.max() == pytest.approx(2 + 12.706) and edges.min() == pytest.approx(2 - 12.706)
-    (note,) = ax.texts
-    assert "9" in note.get_text() and note.xy == (2, 5.0)
+    nb.plot_means(ax, [1], [[9.0, 9.0]], "all failed", "C1", top=5.0)
 
 
-def test_differences_of_curves_are_taken_pair_by_pair(nb):
-    flat = [nb.History(loss=[float(n)] * 100) for n in (3, 5, 1, 2)]
-    runs = nb.Runs({"history": history} for history in flat)
-    steps, samples = nb.curve_differences(nb.Runs(runs[:2]), nb.Runs(runs[2:]), 50, 10)
-    assert steps.tolist() == [25, 35, 45, 55, 65, 75] and samples == [[2.0, 3.0]] * 6
+def test_pairs_with_failed_runs_say_how_many_failed(nb):
+    good = nb.Runs({"seed": s, "dev": 2.0 + s / 10, "roughness": 1.0} for s in range(3))
+    bad = nb.Runs({"seed": s, "dev": dev, "roughness": 1.0} for s, dev in enumerate((2, 9, math.nan)))
+    assert nb.paired(good, good, "roughness") == [0.0] * 3
+    assert nb.paired(good, bad, "dev") == "failed: 2 without, 0 with"
+    assert nb.paired(bad, good, "roughness") == "failed: 0 without, 2 with"
+
+
+def test_the_best_rate_is_that_of_the_lowest_mean(nb):
+    losses = {0.1: (2.0, 2.2), 0.3: (1.9, 2.1), 1.0: (1.0, 9.0)}
+    runs = nb.Runs({"learning_rate": r, "dev": d} for r, some in losses.items() for d in some)
+    assert nb.best_rate(runs).column("learning_rate") == [0.3, 0.3]
+
+
+def test_the_letters_through_the_weights_are_laid_side_by_side_for_each_place(nb):
+    network = nb.Recipe(**{k: COMMON[k] for k in ("hidden_sizes", "context_size", "embedding_dim")})
+    network = network.make()
+    C, W = network.find("embedding")[0].C, network.find("linear")[0].W
+    table = nb.through_weights(network)
+    assert table.shape == (27, 2 * 6)
+    x = torch.tensor([[5, 13]])  # e, then m: their parts add up to what the hidden units get
+    assert torch.allclose(table[5, :6] + table[13, 6:], C[x[0]].flatten() @ W, atol=1e-6)

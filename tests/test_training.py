@@ -175,7 +175,7 @@ def test_steps_and_seconds_add_up_over_two_runs(nb):
 
 def test_the_optimizer_that_is_given_is_used(nb):
     plain, usual = small(nb), small(nb)
-    fit(nb, plain, steps=5, optimizer=nb.SGD(0.0))
+    fit(nb, plain, steps=5, optimizer=lambda: nb.SGD(0.0))
     fit(nb, usual, steps=5)
     assert not torch.allclose(plain.parameters, usual.parameters, atol=1e-3)
 
