@@ -261,7 +261,8 @@ def test_means_are_drawn_with_intervals_and_failed_runs_one_by_one(nb):
 
 def test_pairs_with_failed_runs_say_how_many_failed(nb):
     good = nb.Runs({"seed": s, "dev": 2.0 + s / 10, "roughness": 1.0} for s in range(3))
-    bad = nb.Runs({"seed": s, "dev": dev, "roughness": 1.0} for s, dev in enumerate((2, 9, math.nan)))
+    losses = enumerate((2, 9, math.nan))
+    bad = nb.Runs({"seed": s, "dev": dev, "roughness": 1.0} for s, dev in losses)
     assert nb.paired(good, good, "roughness") == [0.0] * 3
     assert nb.paired(good, bad, "dev") == "failed: 2 without, 0 with"
     assert nb.paired(bad, good, "roughness") == "failed: 0 without, 2 with"
