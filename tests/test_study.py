@@ -237,11 +237,16 @@ def test_the_share_of_real_names_is_counted_per_draw():
     assert own.share_real(["emma"]) == 0
 
 
-def test_vowels_are_as_spread_as_all_letters_or_a_cluster(nb):
-    assert nb.vowel_spread(torch.eye(27)) == pytest.approx(1.0)
-    C = torch.eye(27)
-    C[[1, 5, 9, 15, 21, 25]] = torch.eye(27)[1]
-    assert nb.vowel_spread(C) == pytest.approx(0.0, abs=1e-3)
+def test_vowels_explain_the_largest_direction_or_nothing(nb, generator):
+    C = 0.01 * torch.randn(27, 3, generator=generator)
+    C[[1, 5, 9, 15, 21, 25], 2] += 1.0
+    assert nb.vowels_explain(C) > 0.99
+    C[:13, 0] += 9.0  # half of the letters, and half of the vowels, far away
+    assert nb.vowels_explain(C) < 0.1
+    assert nb.vowels_explain(C - 5.0) == pytest.approx(nb.vowels_explain(C), abs=1e-4)
+
+
+def test_networks_agree_where_letters_have_the_same_nearest_letter(nb):
     line = torch.arange(27.0)[:, None] ** 2
     assert nb.nearest_letters(line).tolist()[:3] == [1, 0, 1]
     assert nb.agreement([line, line]) == "100% (100% to 100%)"
