@@ -1,13 +1,13 @@
 """Names to tensors and back: data sets for a character-level language model, and sampling.
 
 The helper of CharLM_MLP.ipynb. It knows no model: whatever maps contexts to logits can be sampled.
-The token '.' has id 0 and marks both ends of a name: it stands before the first character, as
-often as a context needs it, and once after the last.
+The token '.', id 0, stands before a name, as often as a context needs it, and once after it.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,44 +16,62 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["BOUNDARY", "Vocabulary", "build_dataset", "load_names", "sample_names", "split_names"]
-
 BOUNDARY = "."
+_SAME = dict.fromkeys(map(ord, "’‘‛ʼʻ＇`´′"), "'") | dict.fromkeys(map(ord, "‐‑–—−－﹣"), "-")
+
+
+def normalize_name(text: str, *, dotless: bool = False) -> str:
+    """Fold `text` to the one way in which a name is written here.
+
+    Lower case (İ is i; with `dotless` I is ı, as in Turkish); Unicode's form NFKC: é is one
+    character however it was typed, ligatures and full-width letters are plain ones; one ' and
+    one - for all that look like them; single spaces. A name holds letters, their marks, and what
+    stands between letters in some orthography: ' - space · ・ ׳ ־ and the zero-width joiners.
+    '' stays ''. Raises ValueError that names the first character that does not belong.
+    """
+    name = unicodedata.normalize("NFKC", text.translate(_SAME)).replace("İ", "i")
+    name = unicodedata.normalize("NFKC", (name.replace("I", "ı") if dotless else name).lower())
+    name = re.sub(" +", " ", name.translate(_SAME).strip())
+    for place, c in enumerate(name):
+        inside = 0 < place and (place < len(name) - 1 or c == "\u200d")  # Malayalam may end so
+        allowed = "'- ·・׳־\u200c\u200d" if inside else "'-"
+        if unicodedata.category(c)[0] not in "LM" and c not in allowed:
+            raise ValueError(f"{_shown(c)} in {name!r:.40} cannot be part of a name")
+    if not name or any(unicodedata.category(c)[0] == "L" for c in name):
+        return name
+    raise ValueError(f"{name!r:.40} has no letter in it")
 
 
 def load_names(path: str | Path, *, unique: bool = True) -> list[str]:
-    """Read one name a line, in lower case, in the order of the file.
+    """Read one name a line, folded by `normalize_name`, in the order of the file.
 
-    The file is UTF-8 (with or without BOM), its lines end in LF or CRLF; blank lines and white
-    space at the ends of a line are ignored. `unique=True` keeps only the first of equal names.
-
-    Raises FileNotFoundError if there is no such file, and ValueError for a file without names,
-    bytes that are not UTF-8, and a line with anything but letters, hyphens and apostrophes.
+    The file is UTF-8 (with or without BOM), its lines end in LF, CRLF or CR; blank lines are
+    ignored. If ı or İ occurs in it, I is ı. `unique=True` keeps only the first of equal names.
+    Raises FileNotFoundError, and ValueError for bytes that are not UTF-8 and lines without a name.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "put it there, or give the path of a text file with one name a line."
-        raise FileNotFoundError(f"No file of names at '{path}': {what}")
+    what = "give the path of a text file with one name a line."
+    if not (path := Path(path)).is_file():
+        raise FileNotFoundError(f"No file of names at '{path}': put it there, or {what}")
+    raw = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        what = "bytes that are not UTF-8; save the file as UTF-8."
-        raise ValueError(f"{path}, line {line}: {what}") from None
-    names = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        # NFC: "é" typed as one character or as "e" and an accent is the same letter.
-        name = unicodedata.normalize("NFC", line.strip()).lower()
-        bad = [c for c in name if unicodedata.category(c)[0] not in "LM" and c not in "-'’"]
-        if bad:
-            raise ValueError(
-                f"{path}, line {number}: {bad[0]!r} in {name!r} cannot be part of a name; a line "
-                "holds one name of letters, hyphens and apostrophes: mend or delete the line."
-            )
-        if name:
-            names.append(name)
-    if not names:
-        raise ValueError(f"{path} holds no names: give a text file with one name a line.")
+        what = f"{path}, line {line}: bytes that are not UTF-8; save the file as UTF-8."
+        raise ValueError(what) from None
+    dotless = "ı" in text or "İ" in unicodedata.normalize("NFC", text)
+    lines, names, faults = text.split("\n"), [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            names.append(normalize_name(line, dotless=dotless))
+        except ValueError as error:
+            faults.append(f"line {number}: {error}")
+    if faults:
+        more = f" (and {len(faults) - 1:,} more such lines)" if len(faults) > 1 else ""
+        advice = _table(lines) or "a line holds one name, of letters: mend or delete it."
+        raise ValueError(f"{path}, {faults[0]}{more}: {advice}")
+    if not (names := list(filter(None, names))):
+        raise ValueError(f"{path} holds no names: {what}")
     return list(dict.fromkeys(names)) if unique else names
 
 
@@ -63,8 +81,7 @@ def split_names(
     """Shuffle `names` with `seed` and cut the list into a training, a dev and a test part.
 
     Every entry lands in exactly one part: if no name repeats, the parts share no name.
-    Raises ValueError if `fractions` are not three positive numbers with sum 1, or leave a part
-    empty.
+    Raises ValueError for fractions that are not positive, do not sum to 1 or leave a part empty.
     """
     cuts = tuple(fractions)
     if len(cuts) != 3 or not all(f > 0 for f in cuts) or not math.isclose(sum(cuts), 1):
@@ -72,10 +89,10 @@ def split_names(
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
     first, second = round(cuts[0] * len(names)), round((cuts[0] + cuts[1]) * len(names))
     if not 0 < first < second < len(names):
-        what = "leave a part empty: give more names or other fractions."
-        raise ValueError(f"{len(names)} names cut by {cuts} {what}")
-    shuffled = [names[i] for i in order]
-    return shuffled[:first], shuffled[first:second], shuffled[second:]
+        what = f"{len(names)} names cut by {cuts} leave a part empty"
+        raise ValueError(f"{what}: give more names or other fractions.")
+    parts = order[:first], order[first:second], order[second:]
+    return tuple([names[i] for i in part] for part in parts)
 
 
 @dataclass(frozen=True)
@@ -87,11 +104,9 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         characters = list(self.itos)
-        different = len(set(characters)) == len(characters)
-        if characters[:1] != [BOUNDARY] or not different or any(len(c) != 1 for c in characters):
-            raise ValueError(
-                f"A vocabulary is '.' and then different characters, got {characters}."
-            )
+        once = len(set(characters)) == len(characters) and all(len(c) == 1 for c in characters)
+        if characters[:1] != [BOUNDARY] or not once:
+            raise ValueError(f"Give '.' and then different characters, not {characters}.")
         object.__setattr__(self, "stoi", {c: i for i, c in enumerate(characters)})
 
     @classmethod
@@ -109,17 +124,15 @@ class Vocabulary:
 
     def encode(self, text: str) -> list[int]:
         """The ids of the characters of `text`; ValueError for a character it does not know."""
-        unknown = [c for c in text if c not in self.stoi]
-        if unknown:
-            what = f"is not in the vocabulary {''.join(self.itos)!r}: use only its characters."
-            raise ValueError(f"{unknown[0]!r} in {text!r} {what}")
+        if unknown := [c for c in text if c not in self.stoi]:
+            what = f"not in the vocabulary {''.join(self.itos)!r}: use only its characters."
+            raise ValueError(f"{unknown[0]!r} in {text!r} is {what}")
         return [self.stoi[c] for c in text]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The characters of `ids` (ints or a 1-d tensor); ValueError for an id out of range."""
         ids = [int(i) for i in ids]
-        outside = [i for i in ids if not 0 <= i < len(self)]
-        if outside:
+        if outside := [i for i in ids if not 0 <= i < len(self)]:
             raise ValueError(f"ids go from 0 to {len(self) - 1}, got {outside[0]}.")
         return "".join(self.itos[i] for i in ids)
 
@@ -164,12 +177,10 @@ def sample_names(
     """Draw `count` names that begin with `prefix`, all at once, one batched forward a character.
 
     `next_logits` maps contexts (B, context_size) int64 to logits (B, len(vocab)); B falls as names
-    end. The next character is drawn from softmax(logits / temperature), among the `top_k` largest
-    logits if given; temperature 0 takes the most likely one. A name ends with '.' or at
-    `max_length` characters, prefix included. Everything runs on the generator's device (the CPU
-    without one); the same generator state gives the same names.
-    Raises ValueError for arguments out of range, an unknown character in `prefix`, and logits of
-    the wrong shape or without a distribution in them (NaN, +inf, all -inf).
+    end. Characters are drawn from softmax(logits / temperature), among the `top_k` largest logits
+    if given; temperature 0 takes the likeliest. A name ends with '.' or at `max_length` characters,
+    prefix included. All runs on the generator's device; its state decides the names.
+    Raises ValueError for arguments out of range, and logits of another shape, NaN or infinite.
     """
     _check_whole("context_size", context_size, 1)
     _check_whole("count", count, 0)
@@ -192,17 +203,15 @@ def sample_names(
                 break
             logits = next_logits(tokens[active, t - context_size : t])
             if logits.shape != (len(active), len(vocab)):
-                wanted, got = (len(active), len(vocab)), tuple(logits.shape)
-                raise ValueError(f"next_logits must return logits of shape {wanted}, got {got}.")
+                got = f"shape {(len(active), len(vocab))}, got {tuple(logits.shape)}"
+                raise ValueError(f"next_logits must return logits of {got}.")
             drawn = _draw(logits.to(device), temperature, top_k, generator)
             tokens[active, t] = drawn
             active = active[drawn != 0]
     return _to_names(tokens[:, context_size:], vocab)
 
 
-def _draw(
-    logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
-) -> Tensor:
+def _draw(logits: Tensor, temperature: float, top_k: int | None, generator) -> Tensor:
     """One id a row, (B,), from logits (B, V)."""
     logits = logits.float()
     best = logits.amax(1, keepdim=True)
@@ -213,8 +222,8 @@ def _draw(
     if top_k is not None:
         kept = logits.topk(top_k, dim=1)  # of equal logits, exactly top_k stay
         logits = torch.full_like(logits, -math.inf).scatter(1, kept.indices, kept.values)
-    # Inverse of the cumulative distribution: the first id where it exceeds a uniform number, and
-    # so never one of probability 0. float32 cannot hold a more extreme temperature.
+    # The first id where the cumulative distribution exceeds a uniform number, so never one of
+    # probability 0. float32 cannot hold a more extreme temperature.
     scaled = (logits - best) / min(max(temperature, 1e-30), 1e30)
     cumulative = scaled.exp().cumsum(1)  # (B, V), its last column is the sum
     u = torch.rand(len(logits), 1, device=logits.device, generator=generator)
@@ -248,3 +257,23 @@ def _check_whole(name: str, value: int, low: int, high: int | None = None) -> No
     if type(value) is not int or value < low or (high is not None and value > high):
         span = f"of at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be a whole number {span}, got {value!r}.")
+
+
+def _shown(c: str) -> str:
+    """A character for a message; one that cannot be seen by its number and name."""
+    seen = c.isprintable() and unicodedata.category(c)[0] != "M"
+    return repr(c) if seen else f"U+{ord(c):04X} ({unicodedata.name(c, 'a control character')})"
+
+
+def _table(lines: Sequence[str]) -> str:
+    """Advice if every line is cut into columns, else ''."""
+    some = [line for line in lines if line.strip()][:100]
+    for mark in "\t;,|":
+        columns = list(zip(*(line.split(mark) for line in some)))  # as many as the shortest has
+        texts = ["".join(column[1:] or column) for column in columns]
+        good = [not re.search(r"\d", text) and len(text) > 1.5 * len(some) for text in texts]
+        if len(columns) > 1:
+            what = f"column {good.index(True) + 1} holds" if any(good) else "one column may hold"
+            called = {"\t": "tabs"}.get(mark, repr(mark))
+            return f"this is a table, its columns parted by {called}; {what} the names: keep it."
+    return ""

@@ -19,9 +19,11 @@ import time
 from pathlib import Path
 
 import nbformat
+from jupyter_client import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "CharLM_MLP.ipynb"
@@ -124,17 +126,52 @@ def check(nb: NotebookNode, root: Path = ROOT) -> list[str]:
     return found
 
 
+class Progress:
+    """Says which section runs and, from the seconds of an earlier run, how long the rest takes."""
+
+    def __init__(self, nb: NotebookNode, before: dict[str, float]):
+        self.before, self.seconds, self.now, self.titles = before, {}, "", []
+        for cell in nb.cells:  # the title of the section that each cell stands in
+            text = cell.source if cell.cell_type == "markdown" else ""
+            found = re.findall(r"(?m)^##? (.+)$", text)
+            self.titles.append(found[-1] if found else self.titles[-1] if self.titles else "")
+        self.start = time.perf_counter()
+
+    def enter(self, index: int) -> None:
+        if (title := self.titles[index]) != self.now:
+            self.close()
+            self.now, self.start = title, time.perf_counter()
+            rest = list(dict.fromkeys(self.titles))
+            known = [self.before.get(t, 0) for t in rest[rest.index(title) :]]
+            done = sum(self.seconds.values()), sum(self.before.get(t, 0) for t in self.seconds)
+            speed = done[0] / done[1] if done[1] > 20 else 1  # of this machine, once it shows
+            left = f"  (about {sum(known) * speed / 60:.1f} minutes left)" if sum(known) else ""
+            print(f"{title}{left}", flush=True)
+
+    def close(self) -> dict[str, float]:
+        if self.now:
+            self.seconds[self.now] = round(time.perf_counter() - self.start, 1)
+        return self.seconds
+
+
 def execute(nb: NotebookNode, root: Path = ROOT) -> NotebookNode:
     """Return the notebook as one full run in a fresh kernel leaves it, ready to be stored."""
     os.environ.pop("CHARLM_FAST", None)
     nb = copy.deepcopy(nb)
+    before = nb.metadata.get("charlm", {}).get("seconds", {})
     nb.metadata["charlm"] = {"sources": digest(nb, root)}  # before the run: of what is executed
     for cell in code_cells(nb):
         cell.update(outputs=[], execution_count=None)
     options = {"timeout": None, "coalesce_streams": True, "record_timing": False}
+    if "transport_encryption" in KernelManager.class_trait_names():
+        # Encrypt where the kernel can; without this line newer kernels warn that nobody does.
+        options["config"] = Config(KernelManager={"transport_encryption": "auto"})
+    progress = Progress(nb, before)
+    options["on_cell_execute"] = lambda cell, cell_index: progress.enter(cell_index)
     client = NotebookClient(nb, resources={"metadata": {"path": str(root)}}, **options)
     with contextlib.suppress(CellExecutionError):  # the cell's outputs hold it
         client.execute()
+    nb.metadata["charlm"]["seconds"] = progress.close()
     if found := troubles(nb):
         raise ValueError("nothing stored: " + "\n".join(found))
     nbformat.validate(nb := clean(nb))
@@ -168,9 +205,13 @@ def main() -> None:
                 raise ValueError("nothing stored: the notebook was edited during the run.")
             path.write_text(nbformat.writes(nb) + "\n", encoding="utf-8", newline="\n")
             print(f"{time.perf_counter() - start:.0f} s, peak memory of the kernel {peak_memory()}")
+        changed = [NOTEBOOK] * (not mode)
         for name, data in readme_files(nb).items():
             (ROOT / name).parent.mkdir(exist_ok=True)
-            (ROOT / name).write_bytes(data)
+            if not (ROOT / name).is_file() or (ROOT / name).read_bytes() != data:
+                (ROOT / name).write_bytes(data)
+                changed.append(name)
+        print("written:", ", ".join(changed) or "nothing, all was as it is")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{NOTEBOOK}: {error}")
 

@@ -267,7 +267,7 @@ def test_saturation_counts_stuck_outputs_and_dead_units(nb):
     (y,) = nb.hidden_outputs(network, torch.zeros(6, 3, dtype=torch.int64))
     assert y.shape == (6, 4) and nb.saturation(y) == (0.5, 0.5)
     y[0, 0] = 0  # awake once: saturated mostly, but not dead
-    assert nb.saturation(y) == (11 / 24, 0.25)
+    assert nb.saturation(y) == pytest.approx((11 / 24, 0.25))
     assert nb.saturation(torch.tensor([[0.96, -0.98]])) == (0.5, 0.5)
 
 

@@ -106,7 +106,7 @@ def test_a_fault_in_a_stored_run_is_seen():
 
 def test_the_notebook_stays_within_its_budget_of_lines():
     sizes = [len(cell.source.splitlines()) for cell in code_of(read_notebook())]
-    assert sum(sizes) <= 2_300, f"{sum(sizes)} lines of code"
+    assert sum(sizes) <= 2_450, f"{sum(sizes)} lines of code"
     assert statistics.median(sizes) <= 8 and max(sizes) <= 40
 
 
@@ -175,9 +175,10 @@ def test_only_the_judge_uses_autograd_and_torchs_own_functions():
 def test_the_helper_is_used_and_not_written_again():
     nb = read_notebook()
     code = "\n".join(cell.source for cell in code_of(nb))
-    helpers = {"Vocabulary", "build_dataset", "load_names", "sample_names", "split_names"}
-    (line,) = re.findall(r"from charlm_utils import (.*)", code)
-    assert set(line.split(", ")) == helpers
+    helpers = {"Vocabulary", "build_dataset", "load_names", "normalize_name"}
+    helpers |= {"sample_names", "split_names"}
+    (found,) = re.findall(r"from charlm_utils import \(([^)]*)\)", code)
+    assert set(re.findall(r"\w+", found)) == helpers
     assert not re.search(rf"(?m)^(def|class) ({'|'.join(helpers)})\b", code)
     assert code.count("sample_names(") == 1 and "multinomial" not in code, "a second sampler"
     assert len(re.findall(r"parameters\.sub_\(", code)) == 1, "a second training loop"
@@ -319,6 +320,32 @@ def test_what_other_programs_read_at_the_end_is_there(kernel):
     assert all(len(row) == 5 and isinstance(row[4], bool) for row in report["findings"])
 
 
+ROWS = """faults, starts = [], {}
+STUDIES = arm_runs, embedding_runs, init_runs, bn_runs, dropout_runs, depth_runs, context_runs
+for number, runs in enumerate((*STUDIES, scaling_runs, fair_runs)):
+    for row in runs:
+        network, recipe = row["network"], row["network"].recipe
+        faults += [(k, v) for k, v in row.items() if getattr(recipe, k, v) != v]
+        faults += ["size"] * (row["size"] != len(network.parameters))
+        if isinstance(recipe, Recipe):
+            bends = {type(layer) for layer in network.find("activation")}
+            faults += ["activation"] * (bends != {ACTIVATIONS[recipe.activation]})
+            norms, drops = len(network.find("batch norm")), len(network.find("dropout"))
+            faults += ["norm"] * (norms != recipe.batch_norm * len(recipe.hidden_sizes))
+            faults += ["dropout"] * (drops != (recipe.dropout > 0) * len(recipe.hidden_sizes))
+            widths = [linear.W.shape[1] for linear in network.find("linear")[:-1]]
+            faults += ["widths"] * (widths != list(recipe.hidden_sizes))
+        start = tuple(recipe.make().parameters[:50].tolist())
+        starts.setdefault((number, recipe.seed), set()).add(start)
+    seeds = [some for (n, seed), some in starts.items() if n == number]
+    faults += ["seeds start alike"] * (len(seeds) > 1 and not set.isdisjoint(*seeds[:2]))
+print(faults)"""
+
+
+def test_the_rows_of_every_study_are_of_the_networks_that_they_name(kernel):
+    assert kernel.run(ROWS)[0].strip() == "[]"
+
+
 DIALS = {"HIDDEN_SIZE": 60, "CONTEXT_SIZE": 2, "EMBEDDING_DIM": 4, "BATCH_SIZE": 64}
 DIALS |= {"LEARNING_RATE": 0.05, "STEPS": 150}
 STATE = """m = {}
@@ -386,7 +413,10 @@ def test_an_interrupt_in_mid_study_ends_it_at_once(kernel):
     [
         ("NAMES_FILE = 'no_such.txt'", 1, "FileNotFoundError: No file of names at"),
         ("BATCH_SIZE = -3", 0, "ValueError: BATCH_SIZE must be a whole number"),
-        ("PROCESSES = 0", 0, "ValueError: PROCESSES must be a whole number of at least 1"),
+        ("PROCESSES = 0", 0, "ValueError: PROCESSES must be a whole number from 1 to 64, not 0"),
+        ("SEED = 2**63", 0, "ValueError: SEED must be a whole number from 0 to 4,294,967,296"),
+        ("LEARNING_RATE = True", 0, "ValueError: LEARNING_RATE must be a number above 0"),
+        ("DEVICE = 'meta'", 0, "ValueError: This machine has no device to compute on"),
         ("BATCH_SIZE = 10**9", 5, "ValueError: A batch of 1000000000 needs more than"),
         ("DEVICE = 'toaster'", 0, "ValueError: This machine has no device"),
     ],
@@ -405,15 +435,43 @@ def test_a_wrong_setting_stops_with_one_sentence(kernel, setting, section, sente
         kernel.run(parameters.source)
 
 
-def test_a_small_list_of_other_letters_without_repeats_runs_as_well(tmp_path):
-    choose = random.Random(0)
-    names = {"".join(choose.choices("αβγδεικλμνορσ", k=choose.randint(3, 8))) for _ in range(500)}
+# Lists as others have them: letters, number, shortest and longest name, and settings
+LISTS = {
+    "another alphabet": ("αβγδεικλμνορσ", 500, 3, 8, {"CONTEXT_SIZE": 2, "EMBEDDING_DIM": 1}),
+    "few long names of many letters": (
+        "".join(chr(0xAC00 + 7 * i) for i in range(300)), 110, 2, 29,
+        {"LEARNING_RATE": 50.0, "STEPS": 1, "PROCESSES": 1},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_another_list_runs_as_well(tmp_path, kind):
+    letters, count, shortest, longest, settings = LISTS[kind]
+    choose, names = random.Random(0), set()
+    while len(names) < count:
+        names.add("".join(choose.choices(letters, k=choose.randint(shortest, longest))))
     own_list = tmp_path / "names.txt"
     own_list.write_text("\n".join(sorted(names)), encoding="utf-8")
-    files = {"NAMES_FILE": str(own_list), "ALL_NAMES_FILE": str(own_list)}
-    kernel = Kernel(**files, CONTEXT_SIZE=2)
+    kernel, shown = Kernel(NAMES_FILE=str(own_list), **settings), []
     try:
         for cell in code_of(read_notebook()):
-            kernel.cell(cell)
+            shown += kernel.cell(cell)
     finally:
         kernel.close()
+    said = [text for text in shown if "Glyph" not in text]
+    assert any("can be written in these letters" in text for text in said)
+    assert any("no question about them" in text for text in said), "no vowels of ours"
+    assert not any(re.search(r"\bnan\b", text) for text in said if "image/png" not in text)
+
+
+def test_a_list_that_is_too_short_is_refused_with_the_number(kernel, tmp_path):
+    own_list = tmp_path / "names.txt"
+    own_list.write_text("\n".join(f"a{'b' * i}" for i in range(12)), encoding="utf-8")
+    load = next(cell for cell in kernel.sections[1] if "load_names(" in cell.source)
+    try:
+        shown = kernel.run(f"NAMES_FILE = {str(own_list)!r}\n{load.source}", fails=True)
+        assert shown[-1].endswith("names.txt holds 12 names: 100 are needed at least.")
+    finally:
+        for cell in [*kernel.sections[0], *kernel.sections[1]]:
+            kernel.cell(cell)

@@ -1,7 +1,11 @@
 """The playground: studios, training your own, keeping a model; the notebook's functions."""
 
+import math
+import random
 import re
 import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +20,7 @@ DIALS |= {"dropout": 0.1, "learning rate": 0.1, "batch": 32, "steps": 60}
 def play():
     """The notebook's definitions with two small untrained models to play with."""
     own = {"models": {}, "references": {}, "tries": [], "baselines": {}, "SEED": 1}
-    own |= {"stop_training": threading.Event(), "train_names": NAMES * 8, "dev_names": NAMES}
+    own |= {"train_names": NAMES * 8, "dev_names": NAMES}
     nb = definitions(**own)
     nb.models["small"] = small(nb)
     nb.models["Transformer"] = nb.TransformerRecipe(16, 4, context_size=9).make()
@@ -42,13 +46,13 @@ def test_kinds_of_names_are_marked_by_colour_and_by_sign(play):
     assert len(set(play.MARKS.values())) == 3 == len({sign for _, sign in play.MARKS.values()})
 
 
-@pytest.mark.parametrize(("prefix", "wrong"), [("a1", "'1'"), (".", "'.'"), ("<b>", "'<'")])
+@pytest.mark.parametrize("prefix, wrong", [("a1", "1"), (".", "."), ("<b>", "<"), ("Zoë", "ë")])
 def test_a_text_that_cannot_be_a_name_is_refused_with_its_character(play, prefix, wrong):
     for ask in (
         lambda: play.studio_names(0, "small", prefix=prefix),
         lambda: play.studio_surprise("small", prefix),
     ):
-        with pytest.raises(ValueError, match=f"{re.escape(wrong)} occurs in no name"):
+        with pytest.raises(ValueError, match=f"'{re.escape(wrong)}' (occurs in no|in .* cannot)"):
             ask()
 
 
@@ -61,9 +65,25 @@ def test_the_surprise_of_a_name_gives_its_probability_and_rank(play, model):
     rank = int(re.search(r"rank ([\d,]+) among 1,000", page).group(1).replace(",", ""))
     assert rank == (samples < total).sum().item() + 1
     losses = network.surprises(["emma"]).tolist()
-    assert re.findall(r"([A-Za-z.])<br><small>", page) == [*"Emma."]
-    assert re.findall(r"<small>([\d.]+)</small>", page) == [f"{loss:.1f}" for loss in losses]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    assert cells == [*"Emma.", *(f"{loss:.1f}" for loss in losses)], "letters over numbers"
     assert "in the training list" in page and play.studio_surprise(model, " ") == "Type a name."
+
+
+def test_text_boxes_fold_a_text_as_the_file_was_folded(play):
+    ask = lambda text: play.studio_surprise("small", text)  # noqa: E731
+    assert ask(" EMMA ") == ask("emma") == ask("ＥＭＭＡ")
+    long = play.studio_names(0, "small", count=2, prefix="e" * 31)
+    assert all(name.lower().startswith("e" * 31) for name in shown_names(long))
+    with pytest.raises(ValueError, match="ZERO WIDTH SPACE"):
+        ask("em\u200bma")
+    own = definitions(vocab=play.Vocabulary.from_names(["ßéd'ıi"]))
+    own.globals["V"] = len(own.vocab)
+    assert own.clean_name("De\u0301") == "dé" and own.clean_name("D’d") == "d'd"
+    assert own.clean_name("IİI") == "ıiı", "a list with ı reads I as ı"
+    page = own.surprise_table("ßd", [1.0, 2.0, 3.0])
+    assert re.findall(r"<td[^>]*>(.*?)</td>", page) == ["ß", "d", ".", "1.0", "2.0", "3.0"]
+    assert play.capitalized("emma") == "Emma" and play.capitalized("") == ""
 
 
 class Shown:
@@ -112,7 +132,7 @@ def test_a_network_trained_with_the_dials_joins_the_models_and_the_tries(play):
     assert recipe.dropout == 0.1 and recipe.batch_norm and recipe.init == "gain 1/2"
     assert network.history.learning_rate[0] == 0.1
     assert f"your model 1: dev loss {network.loss(NAMES):.4f} (60 steps in" in text
-    assert f"Model 2's network {play.baselines[60].loss(NAMES):.4f}" in text
+    assert f"Model 2's network {play.baseline_for(60).loss(NAMES):.4f}" in text
     (row,) = play.tries
     assert row["dev"] == f"{network.loss(NAMES):.4f}" and row["steps"] == 60
     other, text = play.train_own(DIALS | {"BatchNorm": False, "steps": 30})
@@ -121,10 +141,10 @@ def test_a_network_trained_with_the_dials_joins_the_models_and_the_tries(play):
 
 
 def test_stop_keeps_what_was_trained(play):
-    play.baselines[3_000] = small(play)
-    network, text = play.train_own(
-        DIALS | {"steps": 3_000}, lambda n, step, c: step == 9 and play.stop_training.set()
-    )
+    play.globals["baseline_for"] = lambda steps, stop: small(play)
+    stopped, values = threading.Event(), DIALS | {"steps": 3_000}
+    watch = lambda network, step, change: step == 9 and stopped.set()  # noqa: E731
+    network, text = play.train_own(values, watch, stopped.is_set)
     assert len(network.history.loss) == 9 and "stopped after 9 of 3,000" in text
     assert "your model 1" in play.models and play.tries[0]["steps"] == 9
 
@@ -138,12 +158,13 @@ def test_a_try_that_diverges_says_so_and_is_not_kept(play):
 
 
 def test_stop_during_the_run_of_the_baseline_keeps_nothing_and_says_so(play):
-    play.stop_training.set()
     with pytest.raises(ValueError, match="Stopped before your network's turn"):
-        play.baseline_for(50)
+        play.baseline_for(50, lambda: True)
     assert not play.baselines, "half a run is no baseline"
-    play.stop_training.clear()
-    assert play.baseline_for(50) is play.baseline_for(50) and play.baselines[50].steps == 50
+    first = play.baseline_for(50)
+    assert first is play.baseline_for(50) and first.steps == 50
+    play.globals["HIDDEN_SIZE"] = 30
+    assert play.baseline_for(50).recipe.hidden_sizes == (30,), "a dial turned: another baseline"
 
 
 def test_a_batch_larger_than_the_data_gets_one_sentence(play):
@@ -212,9 +233,20 @@ def test_a_broken_or_foreign_file_is_refused_with_one_sentence(play, tmp_path):
         {"values": {"unknown": 1}},
         {"tensors": content["tensors"][:-1]},
         {"tensors": [t[:1] for t in content["tensors"]]},
+        {"tensors": [t * math.nan for t in content["tensors"]]},
+        {"tensors": [t.double() for t in content["tensors"]]},
+        {"tensors": [content["tensors"][0], content["tensors"][1], -content["tensors"][2]]},
+        {"values": content["values"] | {"context_size": 10**9}},
+        {"values": content["values"] | {"hidden_sizes": (12_000, 12_000)}},
+        {"values": content["values"] | {"hidden_sizes": (-16,)}},
     ):
-        torch.save(content | change, path)
+        forged = content | change
+        torch.save(forged | {"digest": play.digest_of(forged)}, path)
         with pytest.raises(ValueError, match=refused):
+            play.bring_back(path)
+    for key in content:
+        torch.save({k: v for k, v in content.items() if k != key}, path)
+        with pytest.raises(ValueError, match=f"{refused}: {key} is missing"):
             play.bring_back(path)
     torch.save([1, 2, 3], path)
     with pytest.raises(ValueError, match=refused):
@@ -249,3 +281,117 @@ def test_a_network_that_no_recipe_makes_is_not_saved(play, tmp_path):
     with pytest.raises(ValueError, match="another network's"):
         play.keep(other, tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
+
+
+def test_one_changed_byte_anywhere_is_noticed(play, tmp_path):
+    path, network = tmp_path / "model.pt", play.models["small"]
+    play.keep(network, path)
+    whole, choose = path.read_bytes(), random.Random(0)
+    right = network.surprises(NAMES)
+    for place in choose.sample(range(len(whole)), 150):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
+        try:
+            loaded, _ = play.bring_back(path)
+        except ValueError as error:
+            assert "not a model that" in str(error) and "\x1b" not in str(error)
+        else:  # a byte that nothing reads, in the padding or a name of the archive
+            assert torch.equal(loaded.surprises(NAMES), right), place
+
+
+def test_an_earlier_file_survives_whatever_happens_in_saving(play, tmp_path, monkeypatch):
+    path, network = tmp_path / "model.pt", play.models["small"]
+    play.keep(network, path)
+    before = path.read_bytes()
+
+    def fails(content, to):
+        open(to, "wb").write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError):
+        play.keep(network, path)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize("value", [Path("x"), {1, 2}, [Path("x")], {"a": {2}}, 1j])
+def test_settings_that_could_not_be_read_again_are_refused_when_saving(play, tmp_path, value):
+    with pytest.raises(ValueError, match="odd cannot be read again"):
+        play.keep(play.models["small"], tmp_path / "model.pt", odd=value)
+    good = {"a": [1, 2.5, None, True, "x"], "b": {"c": (1,)}}
+    play.keep(play.models["small"], tmp_path / "model.pt", **good)
+    assert play.bring_back(tmp_path / "model.pt")[1] == good
+
+
+def test_the_size_of_a_recipe_is_counted_as_it_is_made(play):
+    for recipe in (
+        play.Recipe(hidden_sizes=(7, 5), context_size=2, embedding_dim=3),
+        play.Recipe(batch_norm=False, hidden_sizes=(9,), context_size=4, embedding_dim=6),
+        play.TransformerRecipe(16, 4, 3, 2, 9),
+    ):
+        assert play.size_of(recipe) == recipe.make().size
+
+
+def test_a_network_lets_go_of_its_last_batch_after_training(play):
+    network = small(play, dropout=0.1)
+    names = [set(vars(part)) for part in network.parts()]
+    fit(play, network, batch_size=32)
+    assert [set(vars(part)) - {"training"} for part in network.parts()] == names
+    assert network.loss(NAMES) > 0 and fit(play, network).loss, "and can be used and trained on"
+
+
+class Thing:
+    """Stands in for a widget or a display handle."""
+
+    def __init__(self, *args, **options):
+        self.disabled, self.clicked, self.options, self.value = False, [], [], None
+
+    def on_click(self, do):
+        self.clicked.append(do)
+
+    def update(self, *_):
+        pass
+
+
+def test_clicks_that_queued_up_start_one_training_only(play):
+    space, started, go = play.globals, [], threading.Event()
+
+    def slow(values, watch=None, stop=None):
+        started.append(threading.current_thread())
+        go.wait(5)
+        return small(play), "done"
+
+    buttons = []
+    real = play.widgets.Button
+
+    class Widgets:
+        def __getattr__(self, name):
+            return getattr(play.widgets, name)
+
+        def Button(self, **options):
+            buttons.append(real(**options))
+            return buttons[-1]
+
+    space |= {"widgets": Widgets(), "display": lambda *a, **o: Thing(), "train_own": slow}
+    space |= {"baseline_for": lambda steps, stop=None: fitted, "models": {"small": small(play)}}
+    space |= {"studio": {"model": Thing()}, "surprise_studio": {"model": Thing()}}
+    fitted = small(play)
+    fit(play, fitted, steps=5)
+    play.training_panel()
+    for _ in range(5):
+        buttons[0].disabled = False  # as if the clicks had waited in the queue
+        buttons[0].click()
+    wait_until(lambda: started)
+    time.sleep(0.2)
+    assert len(started) == 1
+    go.set()
+    started[0].join(10)
+    buttons[0].click()
+    wait_until(lambda: len(started) == 2)  # and afterwards a second one
+    started[1].join(10)
+
+
+def wait_until(what, seconds=10):
+    end = time.perf_counter() + seconds
+    while not what() and time.perf_counter() < end:
+        time.sleep(0.01)
+    assert what()

@@ -176,3 +176,30 @@ def test_the_check_finds_what_is_stale(script, root, damage, sentence):
         (root / name).write_bytes(text.encode()) if text else (root / name).unlink()
     (found,) = script.check(nb, root)
     assert sentence in found
+
+
+def test_progress_names_each_section_and_what_time_is_left(script, capsys):
+    cells = [new_markdown_cell("# Names\nwhy"), new_code_cell("1"), new_markdown_cell("text")]
+    cells += [new_markdown_cell("# Part I\n\n## 1 Data"), new_code_cell("2"), new_code_cell("3")]
+    nb = new_notebook(cells=[*cells, new_markdown_cell("## 2 Loop"), new_code_cell("4")])
+    for before, left in (
+        ({}, ["", "", ""]),
+        (
+            {"Names": 60.0, "1 Data": 60.0, "2 Loop": 120.0},
+            [
+                "  (about 4.0 minutes left)",
+                "  (about 3.0 minutes left)",
+                "  (about 2.0 minutes left)",
+            ],
+        ),
+    ):
+        progress = script.Progress(nb, before)
+        for index in (1, 4, 5, 7):
+            progress.enter(index)
+        progress.seconds["Names"] = 0
+        assert list(progress.close()) == ["Names", "1 Data", "2 Loop"]
+        said = capsys.readouterr().out.splitlines()
+        if before:  # a machine that is far quicker than the stored run says so after 20 seconds
+            assert said[0] == "Names" + left[0] and all("minutes left" in line for line in said)
+        else:
+            assert said == ["Names", "1 Data", "2 Loop"]

@@ -287,3 +287,24 @@ def test_the_letters_through_the_weights_are_laid_side_by_side_for_each_place(nb
     assert table.shape == (27, 2 * 6)
     x = torch.tensor([[5, 13]])  # e, then m: their parts add up to what the hidden units get
     assert torch.allclose(table[5, :6] + table[13, 6:], C[x[0]].flatten() @ W, atol=1e-6)
+
+
+def test_a_picture_is_shown_once_with_its_finding_as_alternative_text(capsys):
+    own, shown = definitions(), []
+
+    def display(fig, **options):
+        shown.append((fig, options))
+        nb_warnings.warn("Glyph 12354 missing from font(s) DejaVu Sans.", stacklevel=1)
+
+    own.globals["display"], nb_warnings = display, own.warnings
+    with own.picture("A finding", "x", "y", columns=2) as axes:
+        for ax in axes:
+            ax.plot([1, 2], label="twice the same")
+    ((fig, options),) = shown
+    assert options == {"metadata": {"image/png": {"alt": "A finding"}}}
+    assert [len(ax.get_legend_handles_labels()[1]) for ax in fig.axes] == [1, 1]
+    assert [ax.get_legend() is None for ax in fig.axes] == [False, True], "each legend once"
+    assert capsys.readouterr().out.count("boxes stand for them") == 1
+    with pytest.raises(KeyError), own.picture("Broken"):
+        raise KeyError
+    assert len(shown) == 1 and not own.plt.get_fignums()

@@ -16,6 +16,7 @@ from charlm_utils import (
     Vocabulary,
     build_dataset,
     load_names,
+    normalize_name,
     sample_names,
     split_names,
 )
@@ -76,7 +77,7 @@ CUTS += [(NAN, 0.5, 0.5), (0.5, NAN, 0.5), (0.5, 0.5, NAN), (-0.5, 1.0, 0.5)]
 CUTS += [(0.5, 0.5, 0.0), (INF, 0.1, 0.1), (0.5, 0.5), (0.4, 0.3, 0.2, 0.1)]
 EMPTY = [(0.01, 0.5, 0.49), (0.5, 0.01, 0.49), (0.5, 0.49, 0.01)]
 ITOS = [(), ("a", "."), (".", "a", "a"), (".", "."), (".", "ab"), (".", "")]
-DOTS, IN_NO_NAME = ["b.d", ".b", "b.", "."], '.,;7_\t "?<*\0\r\ufeff\u200b\u2028😀'
+DOTS, IN_NO_NAME = ["b.d", ".b", "b.", "."], '.,;7_\t"?<*\0\ufeff\u200b\u2028😀'
 UNKNOWN = ["azZ", *(f"a{c}b" for c in "Azé \U00010428\ud800")]
 IN_ABC = "{0[1]!r} in {0!r} ... '.abcd'"
 SHAPES = [(4, 6), (4, 4), (3, 5), (5, 5), (1, 5), (5, 4), (4, 1), (4, 1, 5), (4, 5, 1)]
@@ -90,7 +91,7 @@ REFUSED = [
     (lambda x: load(x[0] + x[1] * (x[2] - 1) + b"\xe9\n"), RAW, "line {0[2]}: ... UTF"),
     (load, ["emma\n".encode("utf-16")], "names.txt, line 1: ... UTF-8; save"),
     (load, ["emma\nav1?a\nem2ma\n"], "names.txt, line 2: '1' in 'av1?a' ... mend"),
-    (lambda x: load(f"\ufeffava\n\nl{x}y\n"), IN_NO_NAME, "line 3: {!r} in ... one"),
+    (lambda x: load(f"\ufeffava\n\nl{x}y\n"), IN_NO_NAME, "line 3: ... cannot be ... one"),
     (lambda x: split_names(TEN, x, seed=0), CUTS, "three positive ... sum 1 ... {}"),
     (lambda x: split_names(TEN, x, seed=0), EMPTY, "10 names cut by {} ... empty"),
     (lambda x: split_names(TEN[:x], seed=0), [0, 2], "{} names ... empty ... more"),
@@ -137,6 +138,7 @@ def test_what_is_wrong_is_refused_in_words_that_help(error, call, argument, word
         (b"emma\nava", "a last line without a line end is a name like any other"),
         (BOM + b"emma\nava\n", "a byte order mark is no part of the first name"),
         (b"emma\r\nava\r\n", "CRLF ends a line as LF does"),
+        (b"emma\rava\r", "and so does a lone CR"),
         (b"\n\nemma\n   \n\t\n\r\nava\n\n", "blank lines are ignored everywhere"),
         ("\u00a0 emma\nava \t\u3000\r\n", "white space at both ends is ignored"),
         (b"Emma\nAVA\n", "case is folded to lower"),
@@ -148,11 +150,61 @@ def test_a_file_is_read_whatever_wrote_it(content, what):
 
 
 def test_letters_of_all_scripts_and_their_marks_make_names():
-    names = ["zoë", "łukasz", "anne-marie", "d'arcy", "d’arcy", "жанна", "さくら"]
-    names += ["अमिता", "x\u0302ena", "josé"]
+    names = ["zoë", "łukasz", "anne-marie", "d'arcy", "жанна", "さくら"]
+    names += ["अमिता", "x\u0302ena", "josé", "mary ann", "gal·la", "צ׳רלי", "בן־חור"]
+    names += [
+        "ジャン・ポール",
+        "علی\u200cرضا",
+        "ക്രി\u200dസ",
+        "മിഥുന്\u200d",
+    ]  # joiners; one ends a Malayalam name
     typed = "\n".join([*names, unicodedata.normalize("NFD", "josé")]).upper()
     assert load(typed) == names, "lower case, in the file's order, one 'é' (NFC)"
     assert load(typed, unique=False) == [*names, "josé"], "unique=False keeps repeats"
+
+
+SAME = [("D’Aro", "d'aro"), ("D‘Aro", "d'aro"), ("DʼAro", "d'aro"), ("D＇ARO", "d'aro")]
+SAME += [("Jean‐Luc", "jean-luc"), ("Jean–Luc", "jean-luc"), ("Jean‑Luc", "jean-luc")]
+SAME += [("H\u0331ALIM", "ẖalim"), ("ẖalim", "ẖalim"), ("İPEK", "ipek"), ("I\u0307pek", "ipek")]
+SAME += [("ﬁona", "fiona"), ("Ａｎｎａ", "anna"), ("Mary \u00a0 Ann", "mary ann"), ("ẞela", "ßela")]
+SAME += [("ŉora", "'nora"), ("", ""), ("  ", "")]
+
+
+@pytest.mark.parametrize("text, name", SAME)
+def test_one_name_is_written_in_one_way(text, name):
+    assert normalize_name(text) == name == normalize_name(name), "and folding twice changes nothing"
+    assert load(f"{text}\nx") == [*filter(None, [name]), "x"]
+
+
+def test_a_list_with_a_dotless_i_reads_capital_i_as_that_and_no_other_list_does():
+    small = ["ışıl", "ipek", "ilkay", "sıla"]
+    for capital in (["IŞIL", "İPEK", "İLKAY", "SILA"], ["IŞIL", "İPEK", "ILKAY", "SILA"]):
+        found = load("\n".join(capital))
+        assert found[:2] + found[3:] == small[:2] + small[3:], found
+    assert load("ISIL\nIDA") == ["isil", "ida"]
+    assert normalize_name("Iİ", dotless=True) == "ıi" and normalize_name("Iİ") == "ii"
+
+
+SAID = {
+    "Mirel,F,18688\nDana,M,9": "a table, its columns parted by ','; column 1 holds the names",
+    "18688\tMirel\n9\tDana": "a table, its columns parted by tabs; column 2 holds the names",
+    "count;sex;name\n9;F;Mia\n8;M;Leo": "parted by ';'; column 3 holds the names",
+    "1,2\n3,4": "a table, its columns parted by ','; one column may hold the names",
+    "ok\na1\nb2\nc3": "line 2: '1' in 'a1' cannot be part of a name (and 2 more such lines)",
+    "x" * 30_000 + "1": "'1' in '" + "x" * 39 + " cannot",
+    "em\u200bma": "U+200B (ZERO WIDTH SPACE) in",
+    "\u200cemma": "U+200C (ZERO WIDTH NON-JOINER) in",
+    "-": "'-' has no letter in it",
+    "a\rb1\r": "line 2: '1' in",
+}
+
+
+@pytest.mark.parametrize("content", SAID)
+def test_a_wrong_file_is_refused_with_what_it_is_and_how_much(content):
+    with pytest.raises(ValueError) as caught:
+        load(content)
+    assert SAID[content] in str(caught.value), str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(
