@@ -278,7 +278,9 @@ def test_the_surprise_of_each_letter_of_a_typed_name_appears(lab):
     lab.answer("studio-surprise", lambda: lab.write("studio-surprise", "name", "Matilda"))
     text = lab.shown("studio-surprise").inner_text()
     lab.picture("6-surprise", "studio-surprise")
-    assert re.findall(r"[A-Za-z.](?=\s+\d+\.\d)", text) == [*"Matilda."]
+    cells = lab.shown("studio-surprise").locator("td").all_inner_texts()
+    assert cells[:8] == [*"Matilda."] and all(re.fullmatch(r"\d+\.\d", c) for c in cells[8:])
+    assert len(cells) == 16, "each letter over its surprise"
     assert re.search(r"one draw in [\d,]+; rank [\d,]+ among [\d,]+", text)
 
 

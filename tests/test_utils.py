@@ -166,7 +166,7 @@ def test_letters_of_all_scripts_and_their_marks_make_names():
 SAME = [("D’Aro", "d'aro"), ("D‘Aro", "d'aro"), ("DʼAro", "d'aro"), ("D＇ARO", "d'aro")]
 SAME += [("Jean‐Luc", "jean-luc"), ("Jean–Luc", "jean-luc"), ("Jean‑Luc", "jean-luc")]
 SAME += [("H\u0331ALIM", "ẖalim"), ("ẖalim", "ẖalim"), ("İPEK", "ipek"), ("I\u0307pek", "ipek")]
-SAME += [("ﬁona", "fiona"), ("Ａｎｎａ", "anna"), ("Mary \u00a0 Ann", "mary ann"), ("ẞela", "ßela")]
+SAME += [("ﬁona", "fiona"), ("Ａｎｎａ", "anna"), ("Mary \u00a0 A", "mary a"), ("ẞela", "ßela")]
 SAME += [("ŉora", "'nora"), ("", ""), ("  ", "")]
 
 
