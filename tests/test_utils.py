@@ -194,6 +194,8 @@ SAID = {
     "x" * 30_000 + "1": "'1' in '" + "x" * 39 + " cannot",
     "em\u200bma": "U+200B (ZERO WIDTH SPACE) in",
     "\u200cemma": "U+200C (ZERO WIDTH NON-JOINER) in",
+    "emma\u200c": "U+200C (ZERO WIDTH NON-JOINER) in",
+    "gal·": "'·' in 'gal·' cannot be part of a name: a line holds one name",
     "-": "'-' has no letter in it",
     "a\rb1\r": "line 2: '1' in",
 }
@@ -205,6 +207,7 @@ def test_a_wrong_file_is_refused_with_what_it_is_and_how_much(content):
         load(content)
     assert SAID[content] in str(caught.value), str(caught.value)
     assert len(str(caught.value)) < 400
+    assert ("(and" in str(caught.value)) == ("\n" in content), "how many more, if there are more"
 
 
 @pytest.mark.parametrize(
