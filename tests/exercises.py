@@ -423,3 +423,199 @@ def check_beats(build, rival, names, steps):
     if loss >= level:
         return f"Not there yet: {numbers}. What does section 13 say helped most?"
     return f"Right: {numbers}. What a network sees may be worth more than how long it trains."
+
+
+# Exercise 11. The rungs, each from those above it; leaves are X, Y, C, W, gamma, beta and U.
+RUNGS = {
+    "e": lambda f: f["C"][f["X"]].flatten(1),
+    "a": lambda f: f["e"] @ f["W"],
+    "mean": lambda f: f["a"].mean(0),
+    "centred": lambda f: f["a"] - f["mean"],
+    "var": lambda f: (f["centred"] ** 2).mean(0),
+    "s": lambda f: (f["var"] + 1e-5) ** -0.5,
+    "xhat": lambda f: f["centred"] * f["s"],
+    "y": lambda f: f["gamma"] * f["xhat"] + f["beta"],
+    "h": lambda f: f["y"].tanh(),
+    "z": lambda f: f["h"] @ f["U"],
+    "p": lambda f: f["z"].softmax(1),
+    "loss": lambda f: -f["p"].gather(1, f["Y"][:, None]).log().mean(),
+}
+DOWN = tuple("p z h U y gamma beta xhat s var centred mean a W e C".split())
+
+
+def ladder_leaves():
+    """X (32, 3) with many repeats, Y (32,), and the parameters, float64."""
+    draw = torch.Generator().manual_seed(11)
+    shapes = {"C": (6, 4), "W": (12, 5), "gamma": (5,), "beta": (5,), "U": (5, 6)}
+    leaves = {k: torch.randn(n, generator=draw).double() for k, n in shapes.items()}
+    ids = torch.randint(6, (32, 4), generator=draw)
+    return leaves | {"X": ids[:, :3].contiguous(), "Y": ids[:, 3].contiguous()}
+
+
+def climb(leaves, moved=None):
+    """All values of the ladder; those in `moved` instead of what they would be."""
+    moved = moved or {}
+    f = leaves | moved
+    for rung, node in RUNGS.items():
+        f[rung] = f[rung] if rung in moved else node(f)
+    return f
+
+
+def by_autograd(leaves):
+    """The first judge: {rung: gradient}."""
+    with torch.enable_grad():
+        f = {k: v.clone().requires_grad_(v.is_floating_point()) for k, v in leaves.items()}
+        f = climb(f)
+        for rung in DOWN:
+            f[rung].retain_grad()
+        f["loss"].backward()
+    return {rung: f[rung].grad for rung in DOWN}
+
+
+def by_differences(leaves, rung, place, step=1e-6):
+    """The second judge: one entry of a gradient, from two losses with that entry moved."""
+    losses = []
+    for sign in (1, -1):
+        value = climb(leaves)[rung].clone()
+        value[place] += sign * step
+        losses.append(climb(leaves, {rung: value})["loss"].item())
+    return (losses[0] - losses[1]) / (2 * step)
+
+
+def ladder_slips(f, g, rung):
+    """What typical slips would give at a rung: {line: value}; g holds the right gradients."""
+    B, X = len(f["Y"]), f["X"].reshape(-1)
+    lent = g["e"].view(len(X), -1)
+    own = {
+        "z": {"each p depends on all z of its row, not on its own only.": g["p"] * f["p"]},
+        "y": {
+            "tanh's slope is 1 - h**2: h, not y.": g["h"] * (1 - f["y"] ** 2),
+            "the slope of tanh is missing.": g["h"],
+        },
+        "gamma": {"gamma multiplies xhat: that is beta's gradient.": g["beta"]},
+        "xhat": {"the factor gamma is missing.": g["y"]},
+        "s": {"s multiplies centred, not a.": (g["xhat"] * f["a"]).sum(0)},
+        "var": {
+            "the power goes down by one: -1.5, not -0.5.": g["s"] * -0.5 * f["s"],
+            "the factor -1/2 is missing.": -2 * g["var"],
+        },
+        "centred": {
+            "it is used twice; the way through var is missing.": g["xhat"] * f["s"],
+            "it is used twice; the way through xhat is missing.": g["centred"] - g["xhat"] * f["s"],
+        },
+        "a": {
+            "it is used twice; the way through the mean is missing.": g["centred"],
+            "the mean's way brings 1/B of it to each row.": g["centred"] + g["mean"],
+        },
+        "C": {
+            "a character that occurs again has lost all gradients but one (the trap of "
+            "`dC[X] += d`): use index_add_.": torch.zeros_like(f["C"]).index_put((X,), lent),
+        },
+    }
+    return own.get(rung, {}) | {
+        "a sign is wrong.": -g[rung],
+        "the 1/B of a mean is missing.": B * g[rung],
+        "there is one 1/B too many.": g[rung] / B,
+    }
+
+
+@exercise
+def check_ladder(function):
+    """Exercise 11: each rung against autograd and finite differences, the first slip named."""
+    leaves = ladder_leaves()
+    f, right = climb(leaves), by_autograd(leaves)
+    copies = {k: v.clone() for k, v in f.items()}
+    answers = call(lambda: function(copies)) if callable(function) else call(function)
+    if not all(torch.equal(v, copies.get(k, v)) for k, v in f.items()):
+        return "Your code changes a tensor that it was given: work on a copy."
+    if answers is None:
+        raise Verdict(UNANSWERED)
+    if not isinstance(answers, dict):
+        return "Return g, a dictionary with a gradient for each rung."
+    for done, rung in enumerate(DOWN):
+        if answers.get(rung) is None:
+            if not done:
+                raise Verdict(UNANSWERED)
+            return f'{done} of {len(DOWN)} rungs are right. Next: g["{rung}"].'
+        try:
+            value = as_numbers(answers[rung], right[rung].shape)
+        except Verdict as early:
+            return f'g["{rung}"]: {early}'
+        place = tuple(torch.unravel_index((value - right[rung]).abs().argmax(), value.shape))
+        moved, yours = by_differences(leaves, rung, place), value[place].item()
+        where = [int(i) for i in place]
+        hint = f"at {where} finite differences give {moved:.6f}, yours is {yours:.6f}."
+        line = verdict(value, right[rung], "", ladder_slips(f, right, rung), hint, 1e-7)
+        if not line.startswith("Right"):
+            return f'g["{rung}"]: {line}'
+        if abs(moved - yours) > 1e-6:
+            return f'g["{rung}"]: the two judges disagree; {hint}'
+    return f"Right: all {len(DOWN)} rungs, by autograd and by finite differences."
+
+
+def suspects(Embedding, BatchNorm1d, Dropout):
+    """Exercise 12: five layers, each wrong in one way (do not read on before you have hunted)."""
+
+    class A(BatchNorm1d):
+        def backward(self, dy):
+            dx = super().backward(dy)
+            return dx + self.gamma * self.s * self.dbeta / len(dy) if self.by_batch else dx
+
+    class B(Dropout):
+        def forward(self, x):
+            y = super().forward(x)
+            if self.mask is None:
+                return y
+            self.mask = self.mask * (1 - self.rate)
+            return x * self.mask
+
+    class C(Embedding):
+        def backward(self, dy):
+            self.dC.zero_()[self.ids] = dy.reshape(len(self.ids), -1)
+
+    class D(Dropout):
+        ever = False
+
+        def forward(self, x):
+            self.ever, now = self.ever or self.training, self.training
+            self.training = self.ever
+            y = super().forward(x)
+            self.training = now
+            return y
+
+    class E(BatchNorm1d):
+        def forward(self, x):
+            before, y = self.running_var.clone(), super().forward(x)
+            if self.by_batch:
+                unbiased = before + (self.running_var - before) / self.momentum
+                self.running_var -= self.momentum * unbiased / len(x)
+            return y
+
+    return {kind.__name__: kind for kind in (A, B, C, D, E)}
+
+
+CULPRITS = {"A": "mean", "B": "scale", "C": "repeats", "D": "mode", "E": "variance"}
+TOOLS = {
+    "A": "judge its dx in training mode.",
+    "B": "send many ones through it in training mode and take the mean.",
+    "C": "judge its dC on a batch with repeated characters.",
+    "D": "train it one step, then ask it twice at rest.",
+    "E": "feed it small batches and compare its running_var with x.var(0).",
+}
+
+
+@exercise
+def check_hunt(answer):
+    """Exercise 12: which of the five faults each suspect has."""
+    if not isinstance(answer, dict) or set(answer) != set(CULPRITS):
+        return f"A dictionary is asked for, with one word for each of {', '.join(CULPRITS)}."
+    if all(map(unanswered, answer.values())):
+        raise Verdict(UNANSWERED)
+    for name, word in answer.items():
+        if word is not None and word not in CULPRITS.values():
+            return f"{name}: {word!r} is none of the words {', '.join(CULPRITS.values())}."
+    wrong = [name for name, word in CULPRITS.items() if answer[name] != word]
+    if wrong:
+        found = len(CULPRITS) - len(wrong)
+        return f"{found} of {len(CULPRITS)} are right. Look again at {wrong[0]}: {TOOLS[wrong[0]]}"
+    return "Right: and none of the five would have shown in a training loss."

@@ -86,12 +86,17 @@ def everything(nb):
     transformer = nb.TransformerRecipe(8, 2, blocks=2, context_size=16).make()
     nb.train(transformer, NAMES, optimizer=nb.AdamW, **run)
     nb.attention_weights(transformer, "emma")
-    for model in (nb.Model(), *tables, network, transformer, nb.Mix(network, transformer)):
+    nb.globals["fivegram"] = tables[1]
+    tree = {"hidden_sizes": (8, 8), "context_size": 4, "embedding_dim": 4, "tree": True}
+    on_top = nb.OnTopRecipe(hide=0.2, **tree).make()
+    nb.train(on_top, NAMES, **run)
+    mean = nb.Mix(network, transformer, weights=nb.weigh([network, transformer], OTHERS))
+    for model in (nb.Model(), *tables, network, transformer, mean, on_top):
         assert model.loss(OTHERS) > 0 and model.totals(OTHERS).device.type == "cpu"
         assert len(model.sample(5, prefix="e", max_length=9)) == 5
         nb.bootstrap(model, OTHERS, tables[0], draws=5)
         nb.loss_by_place(model)
-    nb.vowels_explain(nb.table_of(network)), nb.agreement([nb.through_weights(network)] * 2)
+    nb.vowels_explain(nb.through_weights(network))
     runs = nb.study([{}], nb.bn_measures, seeds=[1, 2], watch=nb.update_ratios(3), **sizes,
                     **{k: v for k, v in run.items() if k != "show"}, dev=OTHERS)  # fmt: skip
     assert runs[0]["network"].loss(OTHERS) == runs[0]["dev"]

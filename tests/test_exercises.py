@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 import torch
-from notebook_code import NOTEBOOK
+import torch.nn.functional as F
+from notebook_code import NOTEBOOK, definitions
+from small import fit, small
 
 PATH = Path(__file__).resolve().parent / "exercises.py"
 spec = importlib.util.spec_from_file_location("exercises", PATH)
@@ -50,6 +52,28 @@ def norm_backward(dy, xhat, s, gamma):
     return s * (g - g.mean(1, keepdim=True) - xhat * along)
 
 
+def descend(f):
+    g, B, rows = {}, len(f["Y"]), torch.arange(len(f["Y"]))
+    g["p"] = torch.zeros_like(f["p"])
+    g["p"][rows, f["Y"]] = -1 / (B * f["p"][rows, f["Y"]])
+    hot = torch.zeros_like(f["p"]).scatter(1, f["Y"][:, None], 1)
+    g["z"] = (f["p"] - hot) / B
+    g["h"], g["U"] = g["z"] @ f["U"].T, f["h"].T @ g["z"]
+    g["y"] = g["h"] * (1 - f["h"] ** 2)
+    g["gamma"], g["beta"] = (g["y"] * f["xhat"]).sum(0), g["y"].sum(0)
+    g["xhat"] = g["y"] * f["gamma"]
+    g["s"] = (g["xhat"] * f["centred"]).sum(0)
+    g["var"] = -0.5 * f["s"] ** 3 * g["s"]
+    g["centred"] = g["xhat"] * f["s"] + 2 / B * f["centred"] * g["var"]
+    g["mean"] = -g["centred"].sum(0)
+    g["a"] = g["centred"] + g["mean"] / B
+    g["e"], g["W"] = g["a"] @ f["W"].T, f["e"].T @ g["a"]
+    lent = g["e"].reshape(-1, f["C"].shape[1])
+    g["C"] = torch.zeros_like(f["C"]).index_add(0, f["X"].reshape(-1), lent)
+    return g
+
+
+HUNT = {"A": "mean", "B": "scale", "C": "repeats", "D": "mode", "E": "variance"}
 RIGHT = {
     "check_first_loss": [math.log(V), 3.296, torch.tensor([math.log(V)])],
     "check_windows": [AVA, tuple(list(pair) for pair in AVA)],
@@ -60,7 +84,14 @@ RIGHT = {
     "check_nucleus": [nucleus],
     "check_silu": [SiLU],
     "check_layer_norm_backward": [norm_backward],
+    "check_ladder": [descend],
+    "check_hunt": [HUNT, dict(reversed(HUNT.items()))],
 }
+
+
+@pytest.fixture(scope="module")
+def nb():
+    return definitions()
 
 
 @pytest.fixture
@@ -90,6 +121,10 @@ def test_a_placeholder_is_an_answer_not_given_yet(say, check):
         placeholders += [(None, None), [None]]
     if check in ("check_nucleus", "check_layer_norm_backward"):
         placeholders.append(lambda *_: None)
+    if check == "check_ladder":
+        placeholders += [lambda f: None, lambda f: {}, lambda f: {"p": None}]
+    if check == "check_hunt":
+        placeholders.append(dict.fromkeys(HUNT))
     for answer in placeholders:
         assert say(check, answer).startswith(UNANSWERED), answer
 
@@ -205,6 +240,81 @@ def test_a_layer_is_checked_step_by_step(say):
         assert part in say("check_silu", wrong)
 
 
+@pytest.mark.parametrize("rung", ex.DOWN)
+def test_each_slip_of_the_ladder_is_named_and_only_it(say, rung):
+    leaves = ex.ladder_leaves()
+    f, right = ex.climb(leaves), ex.by_autograd(leaves)
+    above = ex.DOWN[: ex.DOWN.index(rung)]
+    known = {name: right[name] for name in above}
+    for line, value in ex.ladder_slips(f, right, rung).items():
+        assert say("check_ladder", lambda f, v=value: known | {rung: v}) == f'g["{rung}"]: {line}'
+    said = say("check_ladder", lambda f: known | {rung: right[rung] * 1.01})
+    assert "finite differences give" in said
+    assert "shape" in say("check_ladder", lambda f: known | {rung: torch.ones(2, 2, 2)})
+    if above:
+        done = f'{len(above)} of 16 rungs are right. Next: g["{rung}"].'
+        assert say("check_ladder", lambda f: known) == done
+
+
+def test_the_two_judges_of_the_ladder_agree():
+    leaves = ex.ladder_leaves()
+    assert len(leaves["X"].unique()) < leaves["X"].numel() / 4, "many repeats"
+    for rung, gradient in ex.by_autograd(leaves).items():
+        for place in [(0,) * gradient.dim(), tuple(n - 1 for n in gradient.shape)]:
+            moved = ex.by_differences(leaves, rung, place)
+            assert moved == pytest.approx(gradient[place].item(), abs=1e-7), rung
+
+
+def test_the_ladder_lends_its_values_and_wants_them_back(say):
+    assert "changes a tensor" in say("check_ladder", lambda f: dict(W=f["W"].zero_()))
+    assert "raised KeyError" in say("check_ladder", lambda f: f["nothing"])
+    assert "dictionary" in say("check_ladder", lambda f: [1])
+
+
+def test_the_hunt_says_how_many_and_where_to_look(say):
+    assert "4 of 5 are right. Look again at D" in say("check_hunt", HUNT | {"D": "scale"})
+    assert "none of the words" in say("check_hunt", HUNT | {"B": "luck"})
+    assert "0 of 5" in say("check_hunt", {"A": "mode", "B": None, "C": None, "D": None, "E": None})
+
+
+def test_each_suspect_has_its_fault_and_no_other(nb):
+    found = ex.suspects(nb.Embedding, nb.BatchNorm1d, nb.Dropout)
+    draw = torch.Generator().manual_seed(3)
+    x, ids = torch.randn(4, 6, generator=draw).double(), torch.randint(5, (8, 3), generator=draw)
+    norm = lambda x, gamma, beta: F.batch_norm(x, None, None, gamma, beta, True)  # noqa: E731
+    for name, dx_wrong, var_share in (("A", True, 1), ("E", False, 3 / 4)):
+        with nb.learning(found[name](6)) as layer:
+            errors = nb.judge(layer, norm, x)
+            assert errors["y"] < 1e-12 and errors["dgamma"] < 1e-12
+            assert (errors["dx"] > 1e-3) == dx_wrong
+        with nb.learning(found[name](6).to(torch.float64)) as layer:
+            for _ in range(300):
+                layer.forward(x)
+        assert torch.allclose(layer.running_var, x.var(0) * var_share, rtol=1e-6)
+    ones = torch.ones(200, 200)
+    for name, mean, sleeps in (("B", 0.7, True), ("D", 1.0, False)):
+        layer = found[name](0.3, 1)
+        with nb.learning(layer):
+            assert layer.forward(ones).mean().item() == pytest.approx(mean, abs=0.02)
+        assert torch.equal(layer.forward(ones), ones) == sleeps
+    lookup = lambda x, C: C[x].flatten(1)  # noqa: E731
+    assert nb.judge(found["C"](5, 4, draw), lookup, ids)["dC"] > 0.1
+    assert nb.judge(found["C"](5, 4, draw), lookup, torch.arange(3)[None])["dC"] < 1e-12
+
+
+def test_networks_with_a_suspect_train_well_enough(nb):
+    found = ex.suspects(nb.Embedding, nb.BatchNorm1d, nb.Dropout)
+    for name in found:
+        layers, made = list(small(nb, dropout=0.2).layers), {"A": (16,), "E": (16,)}
+        made |= {"C": (nb.V, 10, torch.Generator().manual_seed(1))}
+        for i, layer in enumerate(layers):
+            if type(layer) is found[name].__base__:
+                layers[i] = found[name](*made.get(name, (0.2, 1)))
+        whole = nb.Network(layers, 3, nb.Recipe())
+        losses = fit(nb, whole, steps=200).loss
+        assert sum(losses[-20:]) < 0.7 * sum(losses[:20]), name
+
+
 def test_two_groups_of_strangers_are_recognised(say):
     groups = [torch.tensor(runs).double() for runs in (ex.WITHOUT_RUNS, ex.WITH_RUNS)]
     error = (sum(group.var() for group in groups) / 5).sqrt().item()
@@ -244,7 +354,7 @@ def test_the_folded_answers_of_the_notebook_are_right(say):
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     blocks = re.findall(r"<summary>Answer (\d+)</summary>.*?```python\n(.*?)```", text, re.S)
     answers = {int(number): code for number, code in blocks}
-    assert list(answers) == list(range(1, 11))
+    assert list(answers) == list(range(1, 13))
     space = {"math": math, "torch": torch, "V": V, "exercises": ex, "Layer": object}
     space["interval"] = lambda values: (
         torch.tensor(values).double().mean().item(),
@@ -255,12 +365,12 @@ def test_the_folded_answers_of_the_notebook_are_right(say):
     found = {name: space[f"answer_{i}"] for i, name in enumerate(CHECKS[:6], start=1)}
     found["check_nucleus"], found["check_silu"] = space["nucleus"], space["SiLU"]
     found["check_layer_norm_backward"] = space["layer_norm_backward"]
+    found["check_ladder"], found["check_hunt"] = space["descend"], space["answer_12"]
     assert list(found) == CHECKS
     for check, answer in found.items():
         assert say(check, answer).startswith("Right: "), check
 
 
 def test_every_check_says_what_it_asks():
-    for name in [*CHECKS, "check_beats"]:
-        number = CHECKS.index(name) + 1 if name in CHECKS else 10
+    for number, name in enumerate([*CHECKS[:9], "check_beats", *CHECKS[9:]], start=1):
         assert inspect.getdoc(getattr(ex, name)).startswith(f"Exercise {number}: ")

@@ -498,3 +498,58 @@ def test_adamw_takes_the_steps_that_torch_takes(nb, settings):
         theirs.grad = g
         judge.step()
     assert nb.relative_error(ours, theirs) < LIMIT
+
+
+@pytest.mark.parametrize("oldest", [True, False])
+def test_hiding_takes_whole_characters_of_a_share_of_the_contexts(nb, oldest):
+    B, T, E = 4_000, 5, 3
+    layer, x = nb.Hide(0.4, 7, T, oldest), torch.rand(B, T * E) + 1
+    with nb.learning(layer):
+        y = layer.forward(x)
+    kept = (y != 0).view(B, T, E)
+    assert (kept.all(2) == kept.any(2)).all(), "a character is hidden whole"
+    assert torch.equal(y, torch.where(kept.view(B, -1), x, 0.0)), "and not scaled"
+    kept = kept[:, :, 0]
+    count = kept.sum(1)
+    assert (count < T).float().mean().item() == pytest.approx(0.4, abs=0.03)
+    for k in range(T):
+        assert (count == k).float().mean().item() == pytest.approx(0.4 / T, abs=0.02)
+    newest = torch.arange(T) >= T - count[:, None]
+    assert torch.equal(kept, newest) == oldest
+    if not oldest:
+        assert kept.float().mean(0).std() < 0.02, "no place is spared"
+    dy = torch.rand(B, T * E)
+    assert torch.equal(layer.backward(dy), dy * (y != 0))
+    assert torch.equal(layer.forward(x), x), "at rest nothing is hidden"
+    assert torch.equal(layer.backward(dy), dy)
+
+
+def test_pairs_lay_neighbours_side_by_side_and_take_their_gradients_back(nb):
+    x = torch.arange(24.0).view(2, 12)  # 2 contexts of 4 characters, 3 numbers each
+    layer = nb.Pairs(3)
+    y = layer.forward(x)
+    assert y.tolist() == [list(range(6 * i, 6 * i + 6)) for i in range(4)]
+    assert torch.equal(layer.backward(y), x)
+
+
+def test_a_tree_is_joined_two_by_two_and_judged_whole(nb):
+    sizes = {"hidden_sizes": (6, 5), "embedding_dim": 3, "tree": True}
+    recipe = nb.Recipe(context_size=4, dropout=0.2, hide=0.5, **sizes)
+    assert nb.shapes(recipe) == [(6, 6), (12, 5), (5, nb.V)]
+    network = recipe.make()
+    assert nb.judge_network(network, NAMES[:9]) < LIMIT
+    X = nb.windows(NAMES, 4)[0]
+    moved = X.clone()
+    moved[:, 0] = 1 + X[:, 0] % 5
+    assert (network.forward(X) != network.forward(moved)).any(), "the oldest character counts"
+    h = network.layers[0].C[X]  # (B, 4, 3)
+    for linear, norm, size in zip(network.find("linear"), network.find("batch norm"), (6, 5)):
+        h = h.reshape(len(X), -1, 2 * h.shape[2]) @ linear.W
+        h = (h - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+        h = (norm.gamma * h + norm.beta).tanh()
+        assert h.shape[2] == size
+    last = network.find("linear")[-1]
+    assert torch.allclose(network.forward(X), h[:, 0] @ last.W + last.b, atol=1e-5)
+    with pytest.raises(ValueError, match="joins 4 characters, and this one is given 3"):
+        nb.Recipe(context_size=3, **sizes).make()
+    assert torch.allclose(nb.fold(network).forward(X), network.forward(X), atol=1e-5)

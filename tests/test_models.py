@@ -5,8 +5,10 @@ from collections import Counter, defaultdict
 
 import pytest
 import torch
-from notebook_code import definitions
+from notebook_code import ROOT, definitions, read_notebook
 from small import NAMES, OTHERS, fit, small
+
+from charlm_utils import load_names
 
 KINDS = ["uniform", "AddAlpha", "KneserNey", "MLP", "folded", "Transformer", "Mix", "nested"]
 
@@ -342,3 +344,70 @@ def test_the_loss_by_place_adds_up_to_the_loss(nb):
     )
     firsts = [model.surprises([name])[0].item() for name in OTHERS]
     assert mean[0] == pytest.approx(sum(firsts) / len(firsts))
+
+
+def test_an_example_that_is_left_out_is_as_if_it_had_not_been_counted(nb, monkeypatch):
+    names = [*dict.fromkeys(NAMES), *OTHERS, "emmy", "ella"]
+    X, Y = nb.windows(names, 3)
+    whole = nb.KneserNey(names, 3)
+    ours = nb.left_out(whole, X, Y)
+    assert torch.allclose(ours.exp().sum(1), torch.ones(len(X)), atol=1e-5)
+    assert not torch.allclose(ours, whole.scores(X)), "that it was counted made a difference"
+    for i in range(len(X)):
+        rest = torch.arange(len(X)) != i
+        monkeypatch.setitem(nb.globals, "windows", lambda names, size, r=rest: (X[r], Y[r]))
+        without = nb.KneserNey(names, 3)
+        without.discounts = whole.discounts
+        assert torch.allclose(without.scores(X[i : i + 1]), ours[i : i + 1], atol=1e-5), i
+
+
+def test_a_network_on_top_of_a_table_adds_to_its_log_probabilities(nb):
+    nb.globals["fivegram"] = nb.KneserNey(NAMES, 3)
+    sizes = {"hidden_sizes": (8,), "context_size": 4, "embedding_dim": 5}
+    network = nb.OnTopRecipe(**sizes).make()
+    X, Y = nb.windows(OTHERS, 4)
+    alone = nb.Recipe(**sizes).make()
+    assert torch.allclose(network.scores(X), alone.scores(X) + nb.globals["fivegram"].logits(X))
+    for leave_out in (True, False):
+        network = nb.OnTopRecipe(leave_out=leave_out, **sizes).make()
+        X, Y = nb.windows(NAMES, 4)
+        rows, targets = network.examples(NAMES)
+        table = nb.globals["fivegram"]
+        known = nb.left_out(table, X, Y) if leave_out else table.scores(X)
+        some = torch.tensor([5, 0, 17])
+        assert torch.equal(targets, Y)
+        assert torch.allclose(network.forward(rows[some]), alone.forward(X[some]) + known[some])
+        assert nb.judge_network(network, NAMES[:9]) < 1e-6  # the table's part is float32
+    loss = network.loss(OTHERS)
+    fit(nb, network)
+    assert network.loss(OTHERS) != loss
+
+
+def test_weights_of_a_mean_lose_least(nb):
+    models = [nb.AddAlpha(NAMES, 1, 0.1), nb.KneserNey(NAMES, 3), nb.Model()]
+    weights = nb.weigh(models, OTHERS, rounds=2_000)
+    assert sum(weights) == pytest.approx(1) and min(weights) >= 0
+    best = nb.Mix(*models, weights=weights).loss(OTHERS)
+    for other in ([1, 0, 0], [0, 1, 0], [0, 0, 1], None, [0.8, 0.1, 0.1], [0.1, 0.5, 0.4]):
+        assert best <= nb.Mix(*models, weights=other).loss(OTHERS) + 1e-6
+    same = nb.weigh([models[0]] * 2, OTHERS)
+    assert same == pytest.approx([0.5, 0.5])
+    nb.globals["half_of_dev"], nb.globals["other_half"] = OTHERS[:2], OTHERS[2:]
+    tuned, gain, row = nb.weighed(*models)
+    chosen = nb.Mix(*models, weights=nb.weigh(models, OTHERS[:2]))
+    assert tuned.weights == chosen.weights, "chosen on the one half"
+    assert gain[0] == pytest.approx(
+        chosen.loss(OTHERS[2:]) - nb.Mix(*models).loss(OTHERS[2:]), abs=1e-6
+    ), "and judged on the other"
+    assert row[1] == f"{chosen.loss(OTHERS[2:]):.4f}"
+
+
+def test_the_same_network_in_pytorchs_words_loses_the_same(nb, capsys):
+    cells = [cell.source for cell in read_notebook().cells if cell.cell_type == "markdown"]
+    (text,) = [source for source in cells if "<summary>Twenty lines of torch.nn" in source]
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 25
+    space = dict(nb.globals) | {"train_names": load_names(ROOT / "names.txt")[:5_000]}
+    exec(code, space)
+    assert 0 < float(capsys.readouterr().out.splitlines()[-1]) < 1e-5
+    assert len(space["losses"]) == 200 and space["losses"][-1] < 2.6

@@ -106,7 +106,7 @@ def test_a_fault_in_a_stored_run_is_seen():
 
 def test_the_notebook_stays_within_its_budget_of_lines():
     sizes = [len(cell.source.splitlines()) for cell in code_of(read_notebook())]
-    assert sum(sizes) <= 2_450, f"{sum(sizes)} lines of code"
+    assert sum(sizes) <= 2_500, f"{sum(sizes)} lines of code"
     assert statistics.median(sizes) <= 8 and max(sizes) <= 40
 
 

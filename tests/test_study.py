@@ -246,12 +246,6 @@ def test_vowels_explain_the_largest_direction_or_nothing(nb, generator):
     assert nb.vowels_explain(C - 5.0) == pytest.approx(nb.vowels_explain(C), abs=1e-4)
 
 
-def test_networks_agree_where_letters_have_the_same_nearest_letter(nb):
-    line = torch.arange(27.0)[:, None] ** 2
-    assert nb.nearest_letters(line).tolist()[:3] == [1, 0, 1]
-    assert nb.agreement([line, line]) == "100% (100% to 100%)"
-
-
 def test_means_are_drawn_with_intervals_and_failed_runs_one_by_one(nb):
     ax = nb.matplotlib.figure.Figure().subplots()
     samples = [[1.0, 3.0], [2.0, 9.0], [4.0, 4.0]]
@@ -308,3 +302,16 @@ def test_a_picture_is_shown_once_with_its_finding_as_alternative_text(capsys):
     with pytest.raises(KeyError), own.picture("Broken"):
         raise KeyError
     assert len(shown) == 1 and not own.plt.get_fignums()
+
+
+def test_a_table_of_differences_shows_each_beside_its_base(nb, capsys, monkeypatch):
+    shown = {}
+    monkeypatch.setitem(nb.globals, "table", lambda header, rows: shown.update({header: rows}))
+    rows = lambda *devs: nb.Runs({"seed": i, "dev": v} for i, v in enumerate(devs))  # noqa: E731
+    groups = {"as it is": rows(2.0, 2.2), "other": rows(2.5, 2.7)}
+    gains = nb.differences(groups, "as it is", "dial")
+    assert list(gains) == ["other"] and gains["other"] == pytest.approx([0.5, 0.5])
+    (lines,) = shown.values()
+    assert list(shown) == ["dial | dev loss | minus as it is"]
+    assert [line[0] for line in lines] == list(groups) and lines[0][2] == "0"
+    assert lines[0][1].startswith("2.1000 ±") and lines[1][2] == "**0.500 ± 0.000**"
