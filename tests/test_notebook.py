@@ -321,8 +321,8 @@ def test_what_other_programs_read_at_the_end_is_there(kernel):
 
 
 ROWS = """faults, starts = [], {}
-STUDIES = arm_runs, embedding_runs, init_runs, bn_runs, dropout_runs, depth_runs, context_runs
-for number, runs in enumerate((*STUDIES, scaling_runs, fair_runs)):
+STUDIES = arm_runs, embedding_runs, init_runs, bn_runs, dropout_runs, found_runs, context_runs
+for number, runs in enumerate((*STUDIES, alone, taught, scaling_runs, fair_runs, turn_runs)):
     for row in runs:
         network, recipe = row["network"], row["network"].recipe
         faults += [(k, v) for k, v in row.items() if getattr(recipe, k, v) != v]
@@ -333,6 +333,9 @@ for number, runs in enumerate((*STUDIES, scaling_runs, fair_runs)):
             norms, drops = len(network.find("batch norm")), len(network.find("dropout"))
             faults += ["norm"] * (norms != recipe.batch_norm * len(recipe.hidden_sizes))
             faults += ["dropout"] * (drops != (recipe.dropout > 0) * len(recipe.hidden_sizes))
+            hides, pairs = len(network.find("hiding")), len(network.find("pairs"))
+            faults += ["hiding"] * (hides != (recipe.hide > 0))
+            faults += ["tree"] * (pairs != recipe.tree * len(recipe.hidden_sizes))
             widths = [linear.W.shape[1] for linear in network.find("linear")[:-1]]
             faults += ["widths"] * (widths != list(recipe.hidden_sizes))
         start = tuple(recipe.make().parameters[:50].tolist())
