@@ -6,12 +6,15 @@ python .tools/run_notebook.py --readme   no run: update README from the stored o
 
 A code cell tagged `readme:NAME` feeds README: its last picture becomes .github/NAME.png; if it
 shows none, its last Markdown goes between README's lines `<!-- NAME -->` and `<!-- /NAME -->`.
+A code cell tagged `page:NAME` writes the file NAME, which moves into .github/, and prints its
+SHA-256. What a run took stands in README (`<!-- seconds -->`) and below the title of each section.
 """
 
 import base64
 import contextlib
 import copy
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -29,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "CharLM_MLP.ipynb"
 # Outputs depend on these, too.
 INPUTS = ("charlm_utils.py", "names.txt", "names_all_years.txt", "tests/exercises.py")
+INPUTS += (".tools/studio.html",)
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_LINE = "Run this cell, and its sliders and buttons appear here."
 
@@ -73,6 +77,55 @@ def troubles(nb: NotebookNode) -> list[str]:
     return found
 
 
+def about(seconds: float) -> str:
+    """Return a duration in words, no finer than it repeats on a machine like the last one."""
+    if seconds < 90:
+        step = 1 if seconds < 10 else 5
+        rounded = max(1, step * round(seconds / step))
+        return f"{rounded} second{'s' * (rounded > 1)}"
+    return f"{round(seconds / 30) / 2:g} minutes"
+
+
+def say_times(nb: NotebookNode) -> NotebookNode:
+    """Return a copy that says below the title and each heading how long the cells took."""
+    nb, seconds = copy.deepcopy(nb), nb.metadata.get("charlm", {}).get("seconds", {})
+    said = r"(\n\*(?:Its|All) cells take about .+\*\n)?"
+    for number, cell in enumerate(nb.cells):
+        if cell.cell_type != "markdown":
+            continue
+        for level, title in re.findall(r"(?m)^(##?) (.+)$", cell.source):
+            whose = "Its" if number else "All"
+            taken = seconds.get(title, 0) if number else sum(seconds.values())
+            text = f"\n*{whose} cells take about {about(taken)}.*\n" if taken else ""
+            heading = f"{level} {title}\n"
+            cell.source = re.sub(re.escape(heading) + said, lambda _: heading + text, cell.source)  # noqa: B023
+    return nb
+
+
+def time_block(nb: NotebookNode) -> dict[str, str]:
+    """Return what README says of the stored run's time, {} if there was none."""
+    known = nb.metadata.get("charlm", {})
+    if not (seconds := known.get("seconds")):
+        return {}
+    early = itertools.takewhile(lambda item: not item[0].startswith("6 "), seconds.items())
+    text = f"The stored run took {about(sum(seconds.values()))} on {known['cores']} processor cores"
+    return {"seconds": f"{text}; its first names came within {about(sum(s for _, s in early))}."}
+
+
+def pages(nb: NotebookNode) -> dict[str, str]:
+    """Return the pages that the notebook has written: {name: SHA-256 as it was printed}."""
+    found = {}
+    for cell in code_cells(nb):
+        for tag in cell.metadata.get("tags", []):
+            if tag.startswith("page:"):
+                text = "".join(output.get("text", "") for output in cell.outputs)
+                shas = re.findall(r"\b[0-9a-f]{64}\b", text)
+                if len(shas) != 1:
+                    raise ValueError(f"The cell tagged {tag!r} must print its page's SHA-256.")
+                found[tag.removeprefix("page:")] = shas[0]
+    return found
+
+
 def fill(readme: str, blocks: dict[str, str]) -> str:
     """Return README with each block between its marker lines."""
     for name in set(re.findall(r"(?m)^<!-- /([\w-]+) -->$", readme)) - blocks.keys():
@@ -103,7 +156,7 @@ def readme_files(nb: NotebookNode, root: Path = ROOT) -> dict[str, bytes]:
                 blocks[name] = texts[-1].strip()
             else:
                 raise ValueError(f"The cell tagged {tag!r} shows neither a picture nor Markdown.")
-    readme = fill((root / "README.md").read_text(encoding="utf-8"), blocks)
+    readme = fill((root / "README.md").read_text(encoding="utf-8"), blocks | time_block(nb))
     return {"README.md": readme.encode()} | {f".github/{n}.png": p for n, p in pictures.items()}
 
 
@@ -117,7 +170,13 @@ def check(nb: NotebookNode, root: Path = ROOT) -> list[str]:
         found.append("the execution counts are not 1, 2, 3, ...: not one run from top to bottom.")
     if clean(nb) != nb:
         found.append("another program saved the notebook: the outputs may be those of another run.")
+    if say_times(nb) != nb:
+        found.append("the times below the headings are not those of the run: run with --readme.")
     try:
+        for name, sha in pages(nb).items():
+            page = root / ".github" / name
+            if not page.is_file() or hashlib.sha256(page.read_bytes()).hexdigest() != sha:
+                found.append(f".github/{name} is not the page of the stored run: run once more.")
         for name, wanted in readme_files(nb, root).items():
             if not (root / name).is_file() or (root / name).read_bytes() != wanted:
                 found.append(f"{name} differs from the stored outputs: run with --readme.")
@@ -171,10 +230,10 @@ def execute(nb: NotebookNode, root: Path = ROOT) -> NotebookNode:
     client = NotebookClient(nb, resources={"metadata": {"path": str(root)}}, **options)
     with contextlib.suppress(CellExecutionError):  # the cell's outputs hold it
         client.execute()
-    nb.metadata["charlm"]["seconds"] = progress.close()
+    nb.metadata["charlm"] |= {"seconds": progress.close(), "cores": os.cpu_count()}
     if found := troubles(nb):
         raise ValueError("nothing stored: " + "\n".join(found))
-    nbformat.validate(nb := clean(nb))
+    nbformat.validate(nb := say_times(clean(nb)))
     return nb
 
 
@@ -203,14 +262,21 @@ def main() -> None:
             nb = execute(nb)
             if path.read_bytes() != before:
                 raise ValueError("nothing stored: the notebook was edited during the run.")
-            path.write_text(nbformat.writes(nb) + "\n", encoding="utf-8", newline="\n")
             print(f"{time.perf_counter() - start:.0f} s, peak memory of the kernel {peak_memory()}")
-        changed = [NOTEBOOK] * (not mode)
-        for name, data in readme_files(nb).items():
+            for name in pages(nb):
+                (ROOT / ".github").mkdir(exist_ok=True)
+                os.replace(ROOT / name, ROOT / ".github" / name)
+        nb, changed = say_times(nb), []
+
+        def store(name: str, data: bytes) -> None:
             (ROOT / name).parent.mkdir(exist_ok=True)
             if not (ROOT / name).is_file() or (ROOT / name).read_bytes() != data:
                 (ROOT / name).write_bytes(data)
                 changed.append(name)
+
+        store(NOTEBOOK, (nbformat.writes(nb) + "\n").encode())  # first: it took minutes
+        for name, data in readme_files(nb).items():
+            store(name, data)
         print("written:", ", ".join(changed) or "nothing, all was as it is")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{NOTEBOOK}: {error}")
