@@ -1,8 +1,8 @@
 """The playground as a reader uses it: JupyterLab, headless Chromium, one run of all cells.
 
 Needs playwright (pip) and chromium (the system's). Without them these tests are skipped with a
-reason, unless the environment variable CI is set: then they fail. SCREENSHOTS names a folder for
-pictures of each stage. The tests share one page and run in the order of this file.
+reason, unless CHARLM_BROWSER=required: then they fail. SCREENSHOTS names a folder for pictures of
+each stage. The tests share one page and run in the order of this file.
 """
 
 from __future__ import annotations
@@ -20,19 +20,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browser import launched, need_a_browser
 
 try:
-    from playwright.sync_api import Locator, Page, expect, sync_playwright
+    from playwright.sync_api import Locator, Page, expect
 except ImportError:
-    sync_playwright = None
+    pass  # the tests are skipped
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("CharLM_MLP.ipynb", "charlm_utils.py", "names.txt", "names_all_years.txt")
-FILES += ("tests/exercises.py",)
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-OPTIONS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FILES += ("tests/exercises.py", ".tools/studio.html")
 SLOW, SECOND = 240_000, 1_000  # milliseconds, as all times in this file
 ANSWER = 3 * SECOND  # how long the answer to an input may take; the goal is a tenth of that
 SETTINGS = {  # of JupyterLab: every cell is in the page, nothing asks anything
@@ -120,13 +117,6 @@ class Playground:
         outputs.screenshot(path=self.pictures / f"{name}.png")
 
 
-def missing() -> str:
-    """What these tests need and this machine does not have, or an empty text."""
-    if sync_playwright is None:
-        return "playwright is not installed: pip install playwright"
-    return "" if CHROMIUM else "chromium is not installed (Debian: apt-get install chromium)"
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -136,11 +126,10 @@ def free_port() -> int:
 @pytest.fixture(scope="module")  # not session: playwright's event loop must be gone for nbclient
 def address(tmp_path_factory) -> Iterator[str]:
     """The address of the notebook in a JupyterLab of its own, on a copy of the project."""
-    if reason := missing():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    need_a_browser()
     root, home = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("home")
-    (root / "tests").mkdir()
     for name in FILES:
+        (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     for name, values in SETTINGS.items():
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -183,19 +172,15 @@ def lab(address, tmp_path_factory) -> Iterator[Playground]:
     """The notebook in a browser after Run All."""
     pictures = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     pictures.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        try:
-            page = browser.new_page(viewport={"width": 1300, "height": 1200})
-            page.set_default_timeout(10 * SECOND)
-            page.goto(address)
-            page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60 * SECOND)
-            start = time.perf_counter()
-            page.evaluate(RUN_ALL, SLOW)
-            print(f"run all: {time.perf_counter() - start:.0f} s")
-            yield Playground(page, pictures)
-        finally:
-            browser.close()
+    with launched() as browser:
+        page = browser.new_page(viewport={"width": 1300, "height": 1200})
+        page.set_default_timeout(10 * SECOND)
+        page.goto(address)
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60 * SECOND)
+        start = time.perf_counter()
+        page.evaluate(RUN_ALL, SLOW)
+        print(f"run all: {time.perf_counter() - start:.0f} s")
+        yield Playground(page, pictures)
 
 
 def names_in(text: str) -> list[str]:
@@ -221,6 +206,13 @@ def test_every_cell_runs_and_every_widget_appears(lab):
     outputs = lab.page.locator(".jp-OutputArea")
     for message in ("Error displaying widget", "Loading widget", "Traceback", "Model not found"):
         expect(outputs.filter(has_text=message)).to_have_count(0)
+
+
+@pytest.mark.parametrize("title", ["Part II, the evidence", "16 Scoreboard", "References"])
+def test_a_link_of_the_contents_leads_to_its_heading(lab, title):
+    lab.page.locator(".jp-MarkdownOutput a").get_by_text(title, exact=True).first.click()
+    heading = lab.page.locator(".jp-MarkdownOutput :is(h1, h2)").filter(has_text=title)
+    expect(heading).to_be_in_viewport()
 
 
 def test_every_name_of_the_studio_begins_with_the_prefix(lab):

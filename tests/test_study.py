@@ -82,8 +82,6 @@ def test_runs_are_chosen_by_their_settings_and_paired_by_seed(nb):
     with pytest.raises(ValueError, match="same seeds"):
         nb.minus(a, nb.Runs(b[::-1]), "dev")
     assert nb.grid(a=[1, 2], b=["x"]) == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
-    assert nb.average([1, 3], lambda n: n) == 2
-    assert nb.average([1, 3], lambda n: n if n == 1 else None) is None
 
 
 def test_a_study_trains_a_network_for_each_condition_and_seed():
@@ -298,7 +296,7 @@ def test_a_picture_is_shown_once_with_its_finding_as_alternative_text(capsys):
     assert options == {"metadata": {"image/png": {"alt": "A finding"}}}
     assert [len(ax.get_legend_handles_labels()[1]) for ax in fig.axes] == [1, 1]
     assert [ax.get_legend() is None for ax in fig.axes] == [False, True], "each legend once"
-    assert capsys.readouterr().out.count("boxes stand for them") == 1
+    assert capsys.readouterr().out.count("Boxes stand for letters") == 1
     with pytest.raises(KeyError), own.picture("Broken"):
         raise KeyError
     assert len(shown) == 1 and not own.plt.get_fignums()
