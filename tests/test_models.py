@@ -212,7 +212,7 @@ def test_quality_counts_new_real_and_repeated_names(nb):
     assert own.quality([one, other]) == [new, real, "1", "37.5%"]
     assert own.quality([["emma"], ["ava"]]) == ["0.0 ± 0.0", "0.0 ± 0.0", "0", "0.0%"]
     kinds = [own.kind_of_name(name) for name in ("emma", "mia", "zzz")]
-    assert kinds == ["known", "real", "new"]
+    assert kinds == ["known", "real", "invented"]
 
 
 CELLS = {

@@ -40,12 +40,6 @@ def test_no_placeholder_is_left(script, lines, all_years):
     assert not script.PLACEHOLDERS & set(lines + all_years)
 
 
-def test_readme_lists_every_placeholder(script):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (paragraph,) = [text for text in readme.split("\n\n") if "unkown" in text]
-    assert set(re.findall("[a-z]+", paragraph)) >= script.PLACEHOLDERS
-
-
 def test_a_name_stands_twice_at_most_once_for_each_sex(lines):
     times = Counter(Counter(lines).values())
     assert set(times) == {1, 2}

@@ -38,7 +38,7 @@ def test_the_studio_shows_as_many_names_as_asked_each_with_its_prefix(play, mode
     assert len(names) == 7 and all(name.startswith("Em") for name in names)
     assert page == play.studio_names(0, model, count=7, prefix=" Em ")
     assert page != play.studio_names(1, model, count=7, prefix=" Em "), "again: other names"
-    counts = re.search(r"(\d+) new \*, (\d+) real ✓, (\d+) from training", page).groups()
+    counts = re.search(r"(\d+) invented \*, (\d+) real ✓, (\d+) from training", page).groups()
     assert sum(map(int, counts)) == 7 and page.count("*</span>") == int(counts[0])
 
 
