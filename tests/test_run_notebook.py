@@ -2,6 +2,7 @@
 
 import importlib.util
 from base64 import b64encode
+from hashlib import sha256
 from pathlib import Path
 
 import nbformat
@@ -176,6 +177,79 @@ def test_the_check_finds_what_is_stale(script, root, damage, sentence):
         (root / name).write_bytes(text.encode()) if text else (root / name).unlink()
     (found,) = script.check(nb, root)
     assert sentence in found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 second"), (3.4, "3 seconds"), (9.7, "10 seconds"), (43, "45 seconds")]
+    + [(89, "90 seconds"), (100, "1.5 minutes"), (536, "9 minutes"), (570, "9.5 minutes")],
+)
+def test_a_duration_is_said_no_finer_than_it_repeats(script, seconds, words):
+    assert script.about(seconds) == words
+
+
+SECONDS = {"0 Settings": 2.0, "5 Model": 7.0, "6 Initialisation": 31.0}
+
+
+def timed(script, root):
+    """A notebook whose sections say how long they take, and README with that of the whole."""
+    nb = notebook()
+    nb.metadata["charlm"] = {"sources": script.digest(nb, root), "seconds": SECONDS, "cores": 2}
+    nb.cells[0].source = "# Names\n\nHow long?\n\n## 0 Settings\n\nThe dials.\n"
+    nb.cells.append(new_markdown_cell("# Part I\n\n## 5 Model\n\nWhy?"))
+    nb.cells.append(new_markdown_cell("## 6 Initialisation\n\n```\n## 5 Model\n```"))
+    nb.cells.insert(1, nb.cells.pop(0))
+    nb.cells.insert(0, new_markdown_cell("# Title\n\nWhat?\n"))
+    (root / "README.md").write_text(README + "\n<!-- seconds -->\n<!-- /seconds -->\n")
+    return nb
+
+
+def test_each_section_and_readme_say_how_long_the_cells_took(script, root):
+    nb = timed(script, root)
+    said = script.say_times(nb)
+    assert said.cells[0].source == "# Title\n\n*All cells take about 40 seconds.*\n\nWhat?\n"
+    text = "\n".join(cell.source for cell in said.cells)
+    for title, words in (("0 Settings", "2"), ("5 Model", "7"), ("6 Initialisation", "30")):
+        assert f"## {title}\n\n*Its cells take about {words} seconds.*\n\n" in text
+    assert script.say_times(said) == said, "twice is as once"
+    assert "*Its cells" not in nb.cells[3].source, "the notebook given must not change"
+    readme = script.readme_files(said, root)["README.md"].decode()
+    assert "took 40 seconds on 2 processor cores; its first names came within 9 seconds." in readme
+    slower = script.say_times(said)
+    slower.metadata["charlm"]["seconds"] = {name: 10 * s for name, s in SECONDS.items()}
+    assert any("times below the headings" in text for text in script.check(slower, root))
+    again = "\n".join(cell.source for cell in script.say_times(slower).cells)
+    assert again.count("take about") == 4 and "about 5 minutes" in again
+
+
+def with_page(script, root):
+    """A stored notebook with a cell that has written a page."""
+    nb, page = notebook(), b"<p>page</p>"
+    cell = new_code_cell("write()", execution_count=3, metadata=NotebookNode(tags=["page:a.html"]))
+    said = f"a.html: 11 bytes, SHA-256 {sha256(page).hexdigest()}\n"
+    cell.outputs = [new_output("stream", name="stdout", text=said)]
+    nb.cells.append(cell)
+    nb.metadata["charlm"] = {"sources": script.digest(nb, root)}
+    for name, data in script.readme_files(nb, root).items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(data)
+    (root / ".github" / "a.html").write_bytes(page)
+    return nb
+
+
+def test_a_page_is_that_of_the_stored_run_or_stale(script, root):
+    nb = with_page(script, root)
+    assert script.check(nb, root) == [] and list(script.pages(nb)) == ["a.html"]
+    (root / ".github" / "a.html").write_bytes(b"<p>another</p>")
+    assert script.check(nb, root) == [
+        ".github/a.html is not the page of the stored run: run once more."
+    ]
+    (root / ".github" / "a.html").unlink()
+    assert len(script.check(nb, root)) == 1
+    nb.cells[-1].outputs = []
+    with pytest.raises(ValueError, match="'page:a.html' must print its page's SHA-256"):
+        script.pages(nb)
+    assert any("must print" in text for text in script.check(nb, root))
 
 
 def test_progress_names_each_section_and_what_time_is_left(script, capsys):
