@@ -197,7 +197,7 @@ def timed(script, root):
     nb.metadata["charlm"] = {"sources": script.digest(nb, root), "seconds": SECONDS, "cores": 2}
     nb.cells[0].source = "# Names\n\nHow long?\n\n## 0 Settings\n\nThe dials.\n"
     nb.cells.append(new_markdown_cell("# Part I\n\n## 5 Model\n\nWhy?"))
-    nb.cells.append(new_markdown_cell("## 6 Initialisation\n\n```\n## 5 Model\n```"))
+    nb.cells.append(new_markdown_cell("## 6 Initialisation\n\nNow."))
     nb.cells.insert(1, nb.cells.pop(0))
     nb.cells.insert(0, new_markdown_cell("# Title\n\nWhat?\n"))
     (root / "README.md").write_text(README + "\n<!-- seconds -->\n<!-- /seconds -->\n")
