@@ -467,8 +467,8 @@ def test_without_the_helper_one_sentence_says_what_belongs_beside_the_notebook(t
 LISTS = {
     "another alphabet": ("αβγδεικλμνορσ", 500, 3, 8, {"CONTEXT_SIZE": 2, "EMBEDDING_DIM": 1}),
     "few long names of many letters": (
-        "".join(chr(0xAC00 + 7 * i) for i in range(300)), 110, 2, 29,
-        {"LEARNING_RATE": 50.0, "STEPS": 1, "PROCESSES": 1},
+        "".join(chr(0xAC00 + 7 * i) for i in range(150)), 110, 2, 29,
+        {"LEARNING_RATE": 50.0, "STEPS": 1},
     ),
 }  # fmt: skip
 
