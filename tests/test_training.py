@@ -77,8 +77,15 @@ def test_a_pass_of_minibatches_holds_each_example_once_in_a_new_order(nb):
     assert first != passes[0][:5], "another seed, another order"
     whole = next(nb.minibatches((X, X[:, 0]), 11, seed=1))[1]
     assert sorted(whole.tolist()) == list(range(11))
-    with pytest.raises(ValueError, match="12 needs more than 11 examples: lower it"):
-        next(nb.minibatches((X, X[:, 0]), 12, seed=1))
+    for size in (12, 0, -1):
+        with pytest.raises(ValueError, match=f"No batch of {size} can be had from 11 examples"):
+            next(nb.minibatches((X, X[:, 0]), size, seed=1))
+    with pytest.raises(ValueError, match="No batch of 0 can be had"):
+        fit(nb, small(nb), batch_size=0)  # not what the dial says
+    network = small(nb)
+    before = network.parameters.clone()
+    fit(nb, network, steps=3, learning_rate=0)
+    assert torch.equal(network.parameters, before), "a rate of 0 is 0"
 
 
 def test_the_schedule_and_the_looks_at_dev_are_as_asked(nb):
@@ -197,7 +204,7 @@ def test_the_dials_are_read_when_training_starts_unless_given():
         history.loss[0]
     ]
     own.globals["BATCH_SIZE"] = 10**6
-    with pytest.raises(ValueError, match="lower it"):
+    with pytest.raises(ValueError, match="No batch of 1000000 can be had"):
         own.train(small(own), NAMES, steps=2, show=False)
 
 
