@@ -23,7 +23,7 @@ from pathlib import Path
 import nbformat
 from jupyter_client import KernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 from traitlets.config import Config
 
@@ -279,6 +279,9 @@ def main() -> None:
         print("written:", ", ".join(changed) or "nothing, all was as it is")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{NOTEBOOK}: {error}")
+    except (DeadKernelError, KeyboardInterrupt) as error:
+        why = "the kernel died (too little memory?)" if isinstance(error, DeadKernelError) else "^C"
+        sys.exit(f"{NOTEBOOK}: nothing stored: {why}")
 
 
 if __name__ == "__main__":

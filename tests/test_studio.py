@@ -35,7 +35,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, nb, monkeypatch, tmp_path):
-    """A function that opens a page, with the network off; (page, list of what it asked for)."""
+    """A function that opens a page, with the network off; no address, no error but in a test."""
     contexts = []
 
     def open_page(source, name="small", width=1100, **options):
@@ -43,17 +43,18 @@ def open_page(browser, nb, monkeypatch, tmp_path):
         text = source if isinstance(source, str) else nb.studio_page(source, name)
         (tmp_path / "page.html").write_text(text, encoding="utf-8")
         context = browser.new_context(viewport={"width": width, "height": 800}, **options)
-        contexts.append(context)
         context.set_offline(True)
         page, asked = context.new_page(), []
+        contexts.append((context, asked))
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: asked.append(str(error)))
         page.goto((tmp_path / "page.html").as_uri())
-        return page, asked
+        return page
 
     yield open_page
-    for context in contexts:
+    for context, asked in contexts:
         context.close()
+        assert len(asked) == 1 and asked[0].startswith("file:"), f"not only the page: {asked}"
 
 
 @pytest.fixture(autouse=True)
@@ -79,12 +80,11 @@ def shaped(logits, temperature, k, share):
 @pytest.mark.parametrize("width", [390, 1100])
 def test_the_page_foretells_what_the_notebook_foretells(nb, networks, open_page, kind, width):
     network = networks[kind]
-    page, asked = open_page(network, kind, width)
+    page = open_page(network, kind, width)
     theirs = torch.tensor(page.evaluate("texts => texts.map(t => probabilities(t))", TEXTS))
     ours = network.logits(contexts_of(nb, TEXTS, network.context_size)).softmax(1)
     assert theirs.shape == ours.shape and (theirs - ours).abs().max() < 1e-5
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "too wide"
-    assert len(asked) == 1 and asked[0].startswith("file:"), "nothing but the page itself"
 
 
 SETTINGS = [
@@ -100,7 +100,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_temperature_top_k_and_top_p_are_those_of_the_papers(nb, networks, open_page, settings):
-    page, _ = open_page(networks["tanh"])
+    page = open_page(networks["tanh"])
     for text in TEXTS:
         theirs = page.evaluate("args => probabilities(...args)", [text, *settings])
         theirs = torch.tensor(theirs, dtype=torch.float32)
@@ -109,7 +109,7 @@ def test_temperature_top_k_and_top_p_are_those_of_the_papers(nb, networks, open_
 
 
 def test_characters_are_drawn_as_often_as_their_probability_says(networks, open_page):
-    page, _ = open_page(networks["tanh"])
+    page = open_page(networks["tanh"])
     drawn = page.evaluate("Array.from({length: 20000}, () => chars.indexOf(draw('em')[0]))")
     share = torch.bincount(torch.tensor(drawn), minlength=27) / len(drawn)
     p = torch.tensor(page.evaluate("probabilities('em')"))
@@ -118,9 +118,9 @@ def test_characters_are_drawn_as_often_as_their_probability_says(networks, open_
 
 
 def test_everything_can_be_done_with_the_keyboard_alone(networks, open_page):
-    page, _ = open_page(networks["tanh"], width=390)
+    page = open_page(networks["tanh"], width=390)
     active = lambda: page.evaluate("document.activeElement.id")  # noqa: E731
-    rows = lambda: page.locator("#next tr").all_inner_texts()  # noqa: E731
+    rows = lambda: page.locator("#next tr").all_inner_texts()[1:]  # noqa: E731
     page.keyboard.press("Tab")
     assert active() == "beginning"
     page.keyboard.type("Em")
@@ -128,7 +128,8 @@ def test_everything_can_be_done_with_the_keyboard_alone(networks, open_page):
     before = rows()
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowLeft")
-    assert active() == "temperature" and page.locator("output").first.inner_text() == "0.95"
+    assert active() == "temperature"
+    assert page.locator("label span").all_inner_texts() == ["0.95", "27", "1"]
     assert rows() != before
     for name in ("top-k", "top-p", "draw"):
         page.keyboard.press("Tab")
@@ -153,8 +154,57 @@ def test_everything_can_be_done_with_the_keyboard_alone(networks, open_page):
     assert [row[0] for row in page.locator("#surprises tr").all_inner_texts()] == [*"ava."]
 
 
+def test_the_sliders_are_heard_by_tables_and_draws(networks, open_page):
+    page = open_page(networks["tanh"])
+    page.fill("#beginning", "em")
+    p = page.evaluate("probabilities('em', 0.5, 5, 0.8)")
+    for name, value in {"temperature": 0.5, "top-k": 5, "top-p": 0.8}.items():
+        page.evaluate(
+            "([id, v]) => { $(id).value = v; $(id).dispatchEvent("
+            "new Event('input', {bubbles: true})); }",
+            [name, value],
+        )
+    rows = page.evaluate("""[...document.querySelectorAll('#next tr')].slice(1).map(row =>
+        [...row.cells].map(c => [c.textContent, c.style.getPropertyValue('--width')]))""")
+    most = max(*p, *page.evaluate("probabilities('em')"))
+    for value, (_, _, (text, width)) in zip(p, rows, strict=True):
+        assert float(width[:-1]) == pytest.approx(100 * value / most, abs=1e-6)
+        shown = 0 if "<" in text else float(text[:-2])
+        assert shown == pytest.approx(100 * value, abs=0.06)
+    kept = {i for i, value in enumerate(p) if value > 0}
+    drawn = page.evaluate("Array.from({length: 2000}, () => chars.indexOf(draw('em')[0]))")
+    assert set(drawn) <= kept and 0 < len(kept) <= 5
+
+
+def test_what_was_drawn_is_gone_when_it_does_not_fit_any_more(networks, open_page):
+    page = open_page(networks["tanh"])
+    text = lambda place: page.locator(place).inner_text()  # noqa: E731
+    page.fill("#beginning", "em")
+    page.click("#twenty")
+    page.click("#draw")
+    page.fill("#name", "ava")
+    assert text("#names") and text("#drawn"), "another name is no reason"
+    page.fill("#beginning", "e3")
+    assert not text("#names") and "knows no" in text("#drawn") and not text("#next")
+    page.fill("#beginning", "e")
+    assert not text("#drawn") and "After “e”" in text("#next")
+
+
+def test_a_name_that_ends_at_once_and_a_very_rare_one_are_shown(networks, open_page):
+    page = open_page(networks["tanh"])
+    page.evaluate("Math.random = () => 0")  # draws the first of the characters: the end
+    page.click("#draw")
+    assert page.locator("#drawn").inner_text().endswith(": (empty) is whole.")
+    page.click("#twenty")
+    assert page.locator("#names").inner_text() == ", ".join(["(empty)"] * 20)
+    page.fill("#name", "q" * 30)
+    assert re.fullmatch(
+        r"Without the sliders, one draw in \d\.\d\de\+\d+\.", page.locator("#draws").inner_text()
+    )
+
+
 def test_drawing_goes_on_to_the_end_of_a_name_and_back_to_what_was_typed(networks, open_page):
-    page, _ = open_page(networks["tanh"])
+    page = open_page(networks["tanh"])
     page.fill("#beginning", "o")
     for _ in range(200):
         page.click("#draw")
@@ -167,30 +217,33 @@ def test_drawing_goes_on_to_the_end_of_a_name_and_back_to_what_was_typed(network
 
 
 def test_the_surprises_of_a_name_are_those_of_the_notebook(networks, open_page):
-    page, _ = open_page(networks["ReLU"])
+    page = open_page(networks["ReLU"])
     page.fill("#name", "Olivia")
     shown = [float(text) for text in page.locator("#surprises td").all_inner_texts()]
     ours = networks["ReLU"].surprises(["olivia"]).tolist()
     assert shown == pytest.approx(ours, abs=0.006)
-    draws = float(page.locator("#draws").inner_text()[12:-1].replace(",", ""))
+    said = re.fullmatch(
+        r"Without the sliders, one draw in ([\d,.]+)\.", page.locator("#draws").inner_text()
+    )
+    draws = float(said[1].replace(",", ""))
     assert draws == pytest.approx(torch.tensor(ours).sum().exp().item(), rel=0.01)
 
 
 @pytest.mark.parametrize("text, strange", [("a.b", "."), ("<b>", "<"), ("x1", "1"), ("é", "é")])
 def test_a_character_that_the_model_knows_not_is_named(networks, open_page, text, strange):
-    page, asked = open_page(networks["tanh"])
+    page = open_page(networks["tanh"])
     for box, place in ("#beginning", "#drawn"), ("#name", "#draws"):
         page.fill(box, text)
         assert page.locator(place).inner_text() == f"The model knows no “{strange}”: leave it out."
     for button in ("#draw", "#twenty"):
         page.click(button)
-    assert page.locator("#names").inner_text() == "" and len(asked) == 1
+    assert page.locator("#names").inner_text() == ""
 
 
 def test_a_name_of_another_script_and_of_odd_letters_is_safe_in_the_page(networks, open_page):
-    page, asked = open_page(networks["tanh"], "</script><b>mine</b> MODEL")
+    page = open_page(networks["tanh"], "</script><b>mine</b> MODEL")
     assert page.locator("#about").inner_text().startswith("</script><b>mine</b> MODEL: ")
-    assert page.locator("#about b").count() == 0 and len(asked) == 1
+    assert page.locator("#about b").count() == 0
 
 
 def test_what_is_no_mlp_is_refused_with_one_sentence(nb):
@@ -222,7 +275,7 @@ def test_the_stored_page_is_that_of_the_stored_run_and_says_the_same(open_page):
     text = STORED.read_text(encoding="utf-8")
     assert hashlib.sha256(STORED.read_bytes()).hexdigest() in said
     name, *surprises = numbers.split()
-    page, _ = open_page(text)
+    page = open_page(text)
     ask = "name => [...name, '.'].map((c, i) => probabilities(name.slice(0, i))[chars.indexOf(c)])"
     theirs = torch.tensor(page.evaluate(ask, name))
     ours = (-torch.tensor([float(s) for s in surprises])).exp()
@@ -232,7 +285,7 @@ def test_the_stored_page_is_that_of_the_stored_run_and_says_the_same(open_page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_bars_and_background(networks, open_page, scheme):
-    page, _ = open_page(networks["tanh"], color_scheme=scheme)
+    page = open_page(networks["tanh"], color_scheme=scheme)
     contrasts = page.evaluate("""() => {
         const pad = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
         const light = color => {
