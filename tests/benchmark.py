@@ -6,7 +6,8 @@ notebook's own cells. `--long` trains the 200,000-step recipe whole (minutes) in
 extrapolating its time.
 
 (a) to (f) are about the MLP and its helpers, (g) about the one-block Transformer: a training step
-of the hand-written one against the same block of torch.nn modules with autograd.
+of the hand-written one against the same block of torch.nn modules with autograd, (h) about a reader
+who has installed all and wants to see the first names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.nn.functional as F
-from notebook_code import ROOT, definitions
+from nbclient import NotebookClient
+from notebook_code import ROOT, definitions, read_notebook
 from torch import Tensor, nn
 
 from charlm_utils import (
@@ -467,6 +469,16 @@ def bench_transformer(steps: int = 100) -> None:
         report(name, us[0], us[1], f"{mine / time_of[fused]:.2f}")
 
 
+def bench_first_names() -> None:
+    """Run the notebook in a new kernel, in full, up to the first names that a model writes."""
+    notebook = read_notebook()
+    last = next(i for i, cell in enumerate(notebook.cells) if cell.id == "first-names")
+    notebook.cells = notebook.cells[: last + 1]
+    resources = {"metadata": {"path": str(ROOT)}}
+    taken = seconds(lambda: NotebookClient(notebook, resources=resources).execute())
+    report("(h) from a new kernel to the first names", f"{taken:.1f} s", "-", "-")
+
+
 def main() -> None:
     if sys.argv[1:] not in ([], ["--long"]):
         sys.exit(__doc__)
@@ -478,6 +490,7 @@ def main() -> None:
     bench_time_to_target("--long" in sys.argv)
     bench_tricks()
     bench_transformer()
+    bench_first_names()
 
 
 if __name__ == "__main__":
