@@ -316,8 +316,9 @@ def test_what_other_programs_read_at_the_end_is_there(kernel):
     assert all(len(row) == 5 and isinstance(row[4], bool) for row in report["findings"])
 
 
-SLOWER = """for model in list(scoreboard.values())[1:]:
-    model.seconds = 7 * model.seconds + 1
+SLOWER = """for model in scoreboard.values():
+    model.seconds = 7 * model.seconds
+was = {row["model"]: row["seconds"] or -1 for row in board_rows}
 before = [(claim[0], claim[1], claim[-1]) for claim in findings]"""
 SAME = "print(before == [(claim[0], claim[1], claim[-1]) for claim in findings])"
 
@@ -329,8 +330,10 @@ def test_nothing_rests_on_seconds(kernel):
     masked = [kernel.cell(cell) for cell in section]
     assert masked == [kernel.first[cell.id] for cell in section]
     assert kernel.run(SAME)[0].strip() == "True"
-    seconds = "print([row['seconds'] for row in board_rows if row['seconds']] > [1.0])"
-    assert kernel.run(seconds)[0].strip() == "True", "the seconds had been changed"
+    changed_ones = (
+        "print(sum(row['seconds'] == 7 * was.get(row['model'], 0) for row in board_rows))"
+    )
+    assert int(kernel.run(changed_ones)[0]) > 10, "the seconds had not been changed"
 
 
 ROWS = """faults, starts = [], {}
@@ -369,23 +372,20 @@ print(m.recipe.hidden_sizes[0], m.recipe.context_size, m.recipe.embedding_dim, l
       m.history.learning_rate[0], m.size)"""
 
 
-@pytest.mark.parametrize("turned", [list(DIALS)[:3], list(DIALS)[3:]])
-def test_dials_turned_work_at_once_in_any_section(kernel, turned):
+def test_dials_turned_work_at_once_in_any_section(kernel):
     cells = [next(c for c in kernel.sections[0] if "parameters" in c.metadata.get("tags", []))]
-    kernel.settings = "\n".join(f"{dial} = {DIALS[dial]!r}" for dial in turned)
-    want = {"HIDDEN_SIZE": 200, "CONTEXT_SIZE": 3, "EMBEDDING_DIM": 10, "STEPS": 300}
-    want |= {"BATCH_SIZE": 256, "LEARNING_RATE": 0.1} | {dial: DIALS[dial] for dial in turned}
-    said = [f"Turned: {dial} is {DIALS[dial]}," for dial in turned]
+    kernel.settings = "\n".join(f"{dial} = {value!r}" for dial, value in DIALS.items())
+    said = [f"Turned: {dial} is {value}," for dial, value in DIALS.items()]
     try:
         for number, model, part in (5, "model_1", 5), (7, "model_2", 1):
-            steps = want["STEPS"] // part  # Model 1 is cut short
+            steps = DIALS["STEPS"] // part  # Model 1 is cut short
             shown = "".join(t for c in [*cells, *kernel.sections[number]] for t in kernel.cell(c))
             assert all(line in shown for line in said)
-            assert f"{steps:,} steps of {want['BATCH_SIZE']}, rate" in shown
+            assert f"{steps:,} steps of {DIALS['BATCH_SIZE']}, rate" in shown
             *numbers, rate, size = kernel.run(STATE.format(model))[0].split()
             names = ("HIDDEN_SIZE", "CONTEXT_SIZE", "EMBEDDING_DIM", "STEPS")
-            assert [int(n) for n in numbers] == [(want | {"STEPS": steps})[n] for n in names]
-            assert float(rate) == want["LEARNING_RATE"] and f"{int(size):,} parameters" in shown
+            assert [int(n) for n in numbers] == [(DIALS | {"STEPS": steps})[n] for n in names]
+            assert float(rate) == DIALS["LEARNING_RATE"] and f"{int(size):,} parameters" in shown
         shown = [kernel.cell(cell) for cell in kernel.sections[13]]
         assert all(line in shown[0][0] for line in ["whatever the dials say", *said])
         first = [kernel.first[cell.id] for cell in kernel.sections[13]]
