@@ -254,6 +254,17 @@ def test_what_is_no_mlp_is_refused_with_one_sentence(nb):
             nb.studio_page(model, "mine")
 
 
+def test_without_the_page_beside_the_notebook_one_sentence_says_so(
+    nb, networks, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(nb.MissingFile) as error:
+        nb.studio_page(networks["tanh"], "small")
+    (shown,) = error.value._render_traceback_()
+    assert shown.startswith(".tools/studio.html is missing: charlm_utils.py, names.txt, ")
+    assert "\n" not in shown and shown.endswith(".")
+
+
 def test_the_studio_is_small_and_asks_for_no_address_outside(nb, networks, monkeypatch):
     monkeypatch.chdir(ROOT)
     cells = [c.source for c in code_cells() if c.id.startswith("give-away")]
