@@ -30,8 +30,8 @@ from traitlets.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "CharLM_MLP.ipynb"
 # Outputs depend on these, too.
-INPUTS = ("charlm_utils.py", "names.txt", "names_all_years.txt", "tests/exercises.py")
-INPUTS += (".tools/studio.html",)
+INPUTS = ("charlm_utils.py", "names.txt", "names_all_years.txt")
+INPUTS += ("tests/exercises.py", ".tools/studio.html")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_LINE = "Run this cell, and its sliders and buttons appear here."
 
@@ -88,16 +88,16 @@ def about(seconds: float) -> str:
 def say_times(nb: NotebookNode) -> NotebookNode:
     """Return a copy that says below the title and each heading how long the cells took."""
     nb, seconds = copy.deepcopy(nb), nb.metadata.get("charlm", {}).get("seconds", {})
-    said = r"(\n\*(?:Its|All) cells take about .+\*\n)?"
     for number, cell in enumerate(nb.cells):
         if cell.cell_type != "markdown":
             continue
         for level, title in re.findall(r"(?m)^(##?) (.+)$", cell.source):
             whose = "Its" if number else "All"
             taken = seconds.get(title, 0) if number else sum(seconds.values())
-            text = f"\n*{whose} cells take about {about(taken)}.*\n" if taken else ""
-            heading = f"{level} {title}\n"
-            cell.source = re.sub(re.escape(heading) + said, lambda _: heading + text, cell.source)  # noqa: B023
+            said = f"\n*{whose} cells take about {about(taken)}.*\n" if taken else ""
+            before, heading, after = cell.source.partition(f"{level} {title}\n")
+            after = re.sub(r"\A\n\*(?:Its|All) cells take about .+\*\n", "", after)
+            cell.source = before + heading + said + after
     return nb
 
 
