@@ -2,7 +2,7 @@
 
 Everything is measured in one process, the two sides of a comparison in turns, one thread each;
 the figures are medians over the rounds. The layers, the loop and the sampling are taken from the
-notebook's own cells. `--long` trains the 200,000-step recipe whole (minutes) instead of
+notebook's own cells. `--long` trains the 200,000-step config whole (minutes) instead of
 extrapolating its time.
 
 (a) to (f) are about the MLP and its helpers, (g) about the one-block Transformer: a training step
@@ -39,7 +39,7 @@ ROUNDS = 15
 TARGET = 2.105  # the published dev loss of the 12,097-parameter model, repeats kept
 RECIPE_STEPS, MEASURED_STEPS = 200_000, 20_000
 LADDER = (5_000, 7_500, 10_000, 15_000, 20_000, 30_000)
-# 42 is the notebook's split. On split 1 the recipe itself ends nearest to the published figure.
+# 42 is the notebook's split. On split 1 the config itself ends nearest to the published figure.
 SPLIT_SEEDS = (1, 42)
 
 torch.set_num_threads(1)
@@ -73,7 +73,7 @@ def in_turns(*works: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
 def ours(momentum: float = 0.9, seed: int = 42) -> tuple[object, object]:
     """Model 2's network, untrained, and an optimiser."""
     sizes = {"hidden_sizes": (200,), "context_size": 3, "embedding_dim": 10}
-    network = notebook.Recipe("gain 1/2", batch_norm=True, seed=seed, **sizes).make()
+    network = notebook.Config("gain 1/2", batch_norm=True, seed=seed, **sizes).make()
     assert network.size == 12_097
     return network, notebook.SGD(momentum)
 
@@ -372,7 +372,7 @@ def bench_tricks() -> None:
 
 
 def bench_time_to_target(long: bool) -> None:
-    """(d) seconds to a dev loss of 2.105, repeats kept, against the whole of the known recipe.
+    """(d) seconds to a dev loss of 2.105, repeats kept, against the whole of the known config.
 
     With a rate that falls to 0 a run is best at its end, so ours is the shortest of a ladder of
     runs that ends at the target or below. Evaluating is not counted on either side.
@@ -395,7 +395,7 @@ def bench_time_to_target(long: bool) -> None:
             their_end = F.cross_entropy(model.eval()(dev[0]), dev[1]).item()
             levels[f"its own end, {their_end:.4f}"] = their_end
         else:
-            print(f"    below, the recipe's time is that of {measured:,} steps, extrapolated")
+            print(f"    below, the config's time is that of {measured:,} steps, extrapolated")
 
         runs = []  # (dev loss at the end, steps, seconds)
         for steps in LADDER:
@@ -428,7 +428,7 @@ def bench_transformer(steps: int = 100) -> None:
     timed with both implementations of torch.optim.AdamW on offer; its faster one counts.
     """
     network, optimizer = (
-        notebook.TransformerRecipe(context_size=16).make(),
+        notebook.TransformerConfig(context_size=16).make(),
         notebook.AdamW(),
     )
     X, Y = network.examples(train_lines)

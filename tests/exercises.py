@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 UNANSWERED = "Not answered yet: put your answer in place of None and run the cell again."
-SURPRISES_OF_AVA = (2.0, 3.5, 0.5, 1.0)  # exercise 4: nats for a, v, a and the end
+SURPRISALS_OF_AVA = (2.0, 3.5, 0.5, 1.0)  # exercise 4: nats for a, v, a and the end
 WITHOUT_RUNS = (2.31, 2.35, 2.29, 2.33, 2.32)  # exercise 5: dev losses of five seeds
 WITH_RUNS = (2.29, 2.32, 2.28, 2.30, 2.31)  # the same five seeds
 
@@ -212,9 +212,9 @@ def check_parameters(answer, V):
 
 
 @exercise
-def check_surprise(answer):
+def check_surprisal(answer):
     """Exercise 4: (probability of a name, perplexity) from its surprises."""
-    s, total, n = SURPRISES_OF_AVA, sum(SURPRISES_OF_AVA), len(SURPRISES_OF_AVA)
+    s, total, n = SURPRISALS_OF_AVA, sum(SURPRISALS_OF_AVA), len(SURPRISALS_OF_AVA)
     slips = {
         "Probability: surprises in nats belong to base e, not 2.": 2**-total,
         "Probability: that is for an average character, not for all.": math.exp(-total / n),

@@ -47,7 +47,7 @@ def definitions(**overrides: Any) -> SimpleNamespace:
     namespace itself is `vars(result)["globals"]`: names set there are seen by the functions.
     """
     vocab = Vocabulary.from_names(["abcdefghijklmnopqrstuvwxyz"])
-    space: dict[str, Any] = {"vocab": vocab, "V": len(vocab), "scoreboard": {}}
+    space: dict[str, Any] = {"vocab": vocab, "V": len(vocab), "leaderboard": {}}
     space |= {"train_names": NAMES, "dev_names": OTHERS, "vowels": [1, 5, 9, 15, 21, 25]}
     space |= {"known": set(NAMES), "real": set(OTHERS), "names": NAMES + OTHERS}
     space |= {"all_years": OTHERS, "best_alpha": 0.1, **overrides}

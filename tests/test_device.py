@@ -72,27 +72,27 @@ def everything(nb):
     sizes = {"hidden_sizes": (8,), "context_size": 3, "embedding_dim": 4}
     run = {"steps": 6, "batch_size": 16, "learning_rate": 0.1, "show": False}
     for activation in ("ReLU", "tanh"):
-        network = nb.Recipe(dropout=0.1, activation=activation, **sizes).make()
+        network = nb.Config(dropout=0.1, activation=activation, **sizes).make()
         assert there(network.parameters) and there(network.find("linear")[0].dW)
         history = nb.train(network, NAMES, dev=OTHERS, watch=nb.update_ratios(2), **run)
         assert len(history.loss) == 6 and network.loss(OTHERS) > 0
     X, _ = nb.windows(OTHERS, 3)
-    for y in nb.hidden_outputs(network, X):
+    for y in nb.activation_outputs(network, X):
         nb.saturation(y)
-    nb.signals(network, *nb.windows(OTHERS, 3))
+    nb.layer_signals(network, *nb.windows(OTHERS, 3))
     nb.training_mode_loss(network, OTHERS, 8)
     nb.fold(network).loss(OTHERS)
     tables = nb.AddAlpha(NAMES, 2, 0.1), nb.KneserNey(NAMES, 3)
-    transformer = nb.TransformerRecipe(8, 2, blocks=2, context_size=16).make()
+    transformer = nb.TransformerConfig(8, 2, blocks=2, context_size=16).make()
     nb.train(transformer, NAMES, optimizer=nb.AdamW, **run)
     nb.attention_weights(transformer, "emma")
     nb.globals["fivegram"] = tables[1]
     tree = {"hidden_sizes": (8, 8), "context_size": 4, "embedding_dim": 4, "tree": True}
-    on_top = nb.OnTopRecipe(hide=0.2, **tree).make()
+    on_top = nb.OnTopConfig(hide=0.2, **tree).make()
     nb.train(on_top, NAMES, **run)
-    mean = nb.Mix(network, transformer, weights=nb.weigh([network, transformer], OTHERS))
+    mean = nb.Ensemble(network, transformer, weights=nb.weigh([network, transformer], OTHERS))
     for model in (nb.Model(), *tables, network, transformer, mean, on_top):
-        assert model.loss(OTHERS) > 0 and model.totals(OTHERS).device.type == "cpu"
+        assert model.loss(OTHERS) > 0 and model.name_surprisals(OTHERS).device.type == "cpu"
         assert len(model.sample(5, prefix="e", max_length=9)) == 5
         nb.bootstrap(model, OTHERS, tables[0], draws=5)
         nb.loss_by_place(model)
@@ -100,7 +100,7 @@ def everything(nb):
     runs = nb.study([{}], nb.bn_measures, seeds=[1, 2], watch=nb.update_ratios(3), **sizes,
                     **{k: v for k, v in run.items() if k != "show"}, dev=OTHERS)  # fmt: skip
     assert runs[0]["network"].loss(OTHERS) == runs[0]["dev"]
-    assert nb.judge_network(network, NAMES[:3]) < 1e-10, "the judge works on the CPU"
+    assert nb.check_network_gradient(network, NAMES[:3]) < 1e-10, "the judge works on the CPU"
 
 
 def test_the_notebook_computes_on_a_device_without_float64(nb):
@@ -113,7 +113,7 @@ def on_the_cpu(names, size):
 
 RIGHT = {}
 FAULTS = {
-    "loss in float64": ("Model", "loss", lambda self, n: self.surprises(n).double().mean().item()),
+    "loss in float64": ("Model", "loss", lambda self, n: self.surprisals(n).double().mean().item()),
     "windows left on the CPU": (None, "windows", on_the_cpu),
     "saturation in float64": (None, "saturation", lambda y: (y.double().mean().item(), 0.0)),
     "a mask on the CPU": ("ReLU", "backward", lambda self, dy: dy * (self.y.cpu() > 0)),

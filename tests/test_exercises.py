@@ -78,7 +78,7 @@ RIGHT = {
     "check_first_loss": [math.log(V), 3.296, torch.tensor([math.log(V)])],
     "check_windows": [AVA, tuple(list(pair) for pair in AVA)],
     "check_parameters": [PARAMETERS, float(PARAMETERS)],
-    "check_surprise": [(math.exp(-7), math.exp(7 / 4)), [0.000912, 5.755]],
+    "check_surprisal": [(math.exp(-7), math.exp(7 / 4)), [0.000912, 5.755]],
     "check_interval": [(-0.02, HALF), torch.tensor([-0.02, HALF])],
     "check_equal_attention": [EQUAL, torch.tensor(EQUAL)],
     "check_nucleus": [nucleus],
@@ -117,7 +117,7 @@ def test_a_right_answer_is_right_in_every_form(say, check):
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_placeholder_is_an_answer_not_given_yet(say, check):
     placeholders = [None]
-    if check in ("check_surprise", "check_interval", "check_windows"):
+    if check in ("check_surprisal", "check_interval", "check_windows"):
         placeholders += [(None, None), [None]]
     if check in ("check_nucleus", "check_layer_norm_backward"):
         placeholders.append(lambda *_: None)
@@ -154,7 +154,7 @@ def slips_of(monkeypatch, check):
     return found
 
 
-TABLES = ["check_first_loss", "check_parameters", "check_surprise", "check_interval"]
+TABLES = ["check_first_loss", "check_parameters", "check_surprisal", "check_interval"]
 TABLES += ["check_equal_attention", "check_silu", "check_layer_norm_backward"]
 
 
@@ -283,23 +283,23 @@ def test_each_suspect_has_its_fault_and_no_other(nb):
     x, ids = torch.randn(4, 6, generator=draw).double(), torch.randint(5, (8, 3), generator=draw)
     norm = lambda x, gamma, beta: F.batch_norm(x, None, None, gamma, beta, True)  # noqa: E731
     for name, dx_wrong, var_share in (("A", True, 1), ("E", False, 3 / 4)):
-        with nb.learning(found[name](6)) as layer:
-            errors = nb.judge(layer, norm, x)
+        with nb.training_mode(found[name](6)) as layer:
+            errors = nb.gradient_check(layer, norm, x)
             assert errors["y"] < 1e-12 and errors["dgamma"] < 1e-12
             assert (errors["dx"] > 1e-3) == dx_wrong
-        with nb.learning(found[name](6).to(torch.float64)) as layer:
+        with nb.training_mode(found[name](6).to(torch.float64)) as layer:
             for _ in range(300):
                 layer.forward(x)
         assert torch.allclose(layer.running_var, x.var(0) * var_share, rtol=1e-6)
     ones = torch.ones(200, 200)
     for name, mean, sleeps in (("B", 0.7, True), ("D", 1.0, False)):
         layer = found[name](0.3, 1)
-        with nb.learning(layer):
+        with nb.training_mode(layer):
             assert layer.forward(ones).mean().item() == pytest.approx(mean, abs=0.02)
         assert torch.equal(layer.forward(ones), ones) == sleeps
     lookup = lambda x, C: C[x].flatten(1)  # noqa: E731
-    assert nb.judge(found["C"](5, 4, draw), lookup, ids)["dC"] > 0.1
-    assert nb.judge(found["C"](5, 4, draw), lookup, torch.arange(3)[None])["dC"] < 1e-12
+    assert nb.gradient_check(found["C"](5, 4, draw), lookup, ids)["dC"] > 0.1
+    assert nb.gradient_check(found["C"](5, 4, draw), lookup, torch.arange(3)[None])["dC"] < 1e-12
 
 
 def test_networks_with_a_suspect_train_well_enough(nb):
@@ -310,7 +310,7 @@ def test_networks_with_a_suspect_train_well_enough(nb):
         for i, layer in enumerate(layers):
             if type(layer) is found[name].__base__:
                 layers[i] = found[name](*made.get(name, (0.2, 1)))
-        whole = nb.Network(layers, 3, nb.Recipe())
+        whole = nb.Network(layers, 3, nb.Config())
         losses = fit(nb, whole, steps=200).loss
         assert sum(losses[-20:]) < 0.7 * sum(losses[:20]), name
 

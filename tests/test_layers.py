@@ -55,7 +55,7 @@ def cases(nb):
     targets, logits = torch.tensor([0, 3, 3, 26, 1, 1, 9]), random(7, 27, scale=30)
     padded = torch.tensor([[0, 3, -1], [3, 26, 1], [1, 9, -1]])
     dropout, same = nb.Dropout(0.4, 5), nb.Dropout(0.4, 5)
-    with nb.learning(same):
+    with nb.training_mode(same):
         mask = same.forward(torch.ones_like(x))
     no_bias = nb.Linear(6, 4, None, g, bias=False)
     tall, single, qkv = random(300, 6), random(1, 6), random(len(rows_of(nb).index), 24)
@@ -96,12 +96,12 @@ def cases(nb):
     }  # fmt: skip
 
 
-def judged(nb, case):
+def checked_errors(nb, case):
     layer, twin, inputs, training = case
     if training:
-        with nb.learning(layer):
-            return nb.judge(layer, twin, *inputs)
-    return nb.judge(layer, twin, *inputs)
+        with nb.training_mode(layer):
+            return nb.gradient_check(layer, twin, *inputs)
+    return nb.gradient_check(layer, twin, *inputs)
 
 
 CASES = list(cases(definitions()))
@@ -109,7 +109,7 @@ CASES = list(cases(definitions()))
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_layer_agrees_with_its_twin_forward_and_backward(nb, name):
-    errors = judged(nb, cases(nb)[name])
+    errors = checked_errors(nb, cases(nb)[name])
     layer, _, inputs, _ = cases(nb)[name]
     expected = {"y", *("d" + n for n in layer.parameter_names)}
     expected |= {"dx"} if inputs[0].is_floating_point() else set()
@@ -120,7 +120,7 @@ def test_a_layer_agrees_with_its_twin_forward_and_backward(nb, name):
 @pytest.mark.parametrize("name", CASES)
 def test_backward_twice_gives_the_same_and_inputs_stay_as_they_are(nb, name):
     layer, twin, inputs, training = cases(nb)[name]
-    judged(nb, (layer, twin, inputs, training))
+    checked_errors(nb, (layer, twin, inputs, training))
     kept = [x.clone() for x in inputs]
     layer.training = bool(training)
     y = layer.forward(*inputs)
@@ -147,7 +147,7 @@ def test_the_judge_sees_a_fault_of_a_tenth_in_any_backward(nb, name, monkeypatch
         return dx if dx is None else dx * 1.1
 
     layer.backward = wrong
-    errors = judged(nb, (layer, twin, inputs, training))
+    errors = checked_errors(nb, (layer, twin, inputs, training))
     assert all(error > 1e-3 for kind, error in errors.items() if kind != "y"), errors
 
 
@@ -162,7 +162,7 @@ def test_batchnorm_keeps_the_running_statistics_that_torch_keeps(nb, B):
     ours, theirs = nb.BatchNorm1d(6), torch.nn.BatchNorm1d(6)
     for step in range(4):
         x = random(B, 6, seed=step).float()
-        with nb.learning(ours):
+        with nb.training_mode(ours):
             assert torch.allclose(ours.forward(x), theirs(x), atol=1e-5)
     assert torch.allclose(ours.running_mean, theirs.running_mean, atol=1e-6)
     assert torch.allclose(ours.running_var, theirs.running_var, atol=1e-5)
@@ -174,13 +174,13 @@ def test_batchnorm_keeps_the_running_statistics_that_torch_keeps(nb, B):
 
 
 def test_batchnorm_refuses_to_train_on_one_row(nb):
-    with nb.learning(nb.BatchNorm1d(3)) as norm, pytest.raises(ValueError, match="one row"):
+    with nb.training_mode(nb.BatchNorm1d(3)) as norm, pytest.raises(ValueError, match="one row"):
         norm.forward(torch.ones(1, 3))
 
 
 def test_dropout_drops_its_share_keeps_the_mean_and_draws_anew(nb):
     ones = torch.ones(400, 500)
-    with nb.learning(nb.Dropout(0.3, 1)) as layer:
+    with nb.training_mode(nb.Dropout(0.3, 1)) as layer:
         y, dx, again = layer.forward(ones), None, None
         dx = layer.backward(ones)
         again = layer.forward(ones)
@@ -188,10 +188,10 @@ def test_dropout_drops_its_share_keeps_the_mean_and_draws_anew(nb):
     assert y.mean() == pytest.approx(1, abs=0.01) and y.max() == pytest.approx(1 / 0.7)
     assert torch.equal(dx, y), "backward has the mask of forward"
     assert not torch.equal(y, again)
-    with nb.learning(nb.Dropout(0.3, 2)) as other:
+    with nb.training_mode(nb.Dropout(0.3, 2)) as other:
         assert not torch.equal(other.forward(ones), y), "another seed, another mask"
     assert torch.equal(layer.forward(ones), ones), "at rest nothing is dropped"
-    with nb.learning(nb.Dropout(0.0, 1)) as none:
+    with nb.training_mode(nb.Dropout(0.0, 1)) as none:
         assert torch.equal(none.forward(ones), ones)
 
 
@@ -225,7 +225,7 @@ def test_a_whole_mlp_has_the_gradient_of_a_twin_in_torchs_own_functions(nb):
     network = small(nb, hidden_sizes=(9, 8)).to(torch.float64)
     X, Y = network.examples(NAMES)
     loss = nb.CrossEntropy()
-    with nb.learning(network):
+    with nb.training_mode(network):
         ours = loss.forward(network.forward(X), Y)
         network.backward(loss.backward())
     C, W1, g1, b1, W2, g2, b2, W3, b3 = leaves = [
@@ -242,7 +242,7 @@ def test_a_whole_mlp_has_the_gradient_of_a_twin_in_torchs_own_functions(nb):
 
 def test_a_whole_transformer_has_the_gradient_of_a_twin_on_the_padded_table(nb):
     dim, heads = 16, 4
-    network = nb.TransformerRecipe(dim, heads, context_size=9).make().to(torch.float64)
+    network = nb.TransformerConfig(dim, heads, context_size=9).make().to(torch.float64)
     network.parameters.add_(0.1 * random(network.size))
     X, Y = network.examples(["emma", "bo", "isabella"])
     loss = nb.CrossEntropy()
@@ -267,7 +267,7 @@ def networks(nb):
     return {
         "tanh": small(nb, **sizes),
         "ReLU": small(nb, batch_norm=False, activation="ReLU", **sizes),
-        "two blocks": nb.TransformerRecipe(16, 4, blocks=2, context_size=9).make(),
+        "two blocks": nb.TransformerConfig(16, 4, blocks=2, context_size=9).make(),
     }
 
 
@@ -275,7 +275,7 @@ def networks(nb):
 def test_the_judge_of_networks_passes_ours_and_leaves_them_alone(nb, kind):
     network = networks(nb)[kind]
     kept = [tensor.clone() for tensor in network.tensors()]
-    assert nb.judge_network(network, NAMES[:9]) < LIMIT
+    assert nb.check_network_gradient(network, NAMES[:9]) < LIMIT
     assert all(torch.equal(a, b) for a, b in zip(network.tensors(), kept))
 
 
@@ -295,13 +295,13 @@ def test_the_judge_of_networks_sees_a_fault_of_a_tenth_in_any_layer(nb, name, mo
         return dx if dx is None else dx * 1.1
 
     monkeypatch.setattr(kind, "backward", wrong)
-    assert max(nb.judge_network(n, NAMES[:9]) for n in networks(nb).values()) > 1e-3
+    assert max(nb.check_network_gradient(n, NAMES[:9]) for n in networks(nb).values()) > 1e-3
 
 
 def test_finite_differences_agree_as_a_second_judge(nb, generator):
     network = small(nb, hidden_sizes=(5,)).to(torch.float64)
     (X, Y), loss, step = network.examples(NAMES[:5]), nb.CrossEntropy(), 1e-6
-    with nb.learning(network):
+    with nb.training_mode(network):
         loss.forward(network.forward(X), Y)
         network.backward(loss.backward())
         gradient = network.gradient.clone()
@@ -336,7 +336,7 @@ def test_equal_recipes_make_equal_networks_and_each_setting_counts(nb):
         other = small(nb, **{"dropout": 0.2, name: value})
         same = other.size == base.size and torch.equal(other.parameters, base.parameters)
         assert not same, f"{name} makes no difference"
-        assert getattr(other.recipe, name) == value
+        assert getattr(other.config, name) == value
     kinds = [type(layer).__name__ for layer in small(nb, dropout=0.2, activation="ReLU").layers]
     assert kinds == ["Embedding", "Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear"]
     assert len(base.find("linear")) == 2 and len(base.find("batch norm")) == 1
@@ -376,11 +376,11 @@ def test_initial_weights_have_the_scale_of_their_name(nb, init, hidden, output):
 def test_the_dials_are_read_when_a_recipe_is_made(nb):
     own = definitions()
     own.globals |= {"HIDDEN_SIZE": 7, "CONTEXT_SIZE": 2, "EMBEDDING_DIM": 4, "SEED": 9}
-    recipe = own.Recipe()
-    assert (recipe.hidden_sizes, recipe.context_size) == ((7,), 2)
-    assert (recipe.embedding_dim, recipe.seed, own.TransformerRecipe().seed) == (4, 9, 9)
-    assert recipe.make().find("linear")[0].W.shape == (8, 7)
-    for frozen in (recipe, own.TransformerRecipe()):
+    config = own.Config()
+    assert (config.hidden_sizes, config.context_size) == ((7,), 2)
+    assert (config.embedding_dim, config.seed, own.TransformerConfig().seed) == (4, 9, 9)
+    assert config.make().find("linear")[0].W.shape == (8, 7)
+    for frozen in (config, own.TransformerConfig()):
         with pytest.raises(AttributeError):  # a network keeps it: it must not change
             frozen.seed = 5
 
@@ -394,7 +394,7 @@ def test_a_folded_network_computes_the_same_without_batchnorm(nb, sizes, batch_n
     X, _ = network.examples(OTHERS)
     assert folded.find("batch norm") == [] and folded.context_size == 3
     assert torch.allclose(folded.logits(X), network.logits(X), atol=1e-5)
-    assert folded.recipe.make().load(folded.tensors()).loss(OTHERS) == folded.loss(OTHERS)
+    assert folded.config.make().load(folded.tensors()).loss(OTHERS) == folded.loss(OTHERS)
 
 
 def test_loading_refuses_tensors_of_another_network(nb):
@@ -414,7 +414,7 @@ def test_networks_rest_in_inference_mode_and_learn_inside_a_with_only(nb):
     network = small(nb, dropout=0.5)
     resting = lambda: not any(part.training for part in network.parts())  # noqa: E731
     assert resting()
-    with pytest.raises(RuntimeError), nb.learning(network) as same:
+    with pytest.raises(RuntimeError), nb.training_mode(network) as same:
         assert same is network and all(part.training for part in network.parts())
         raise RuntimeError
     assert resting()
@@ -425,7 +425,7 @@ def test_networks_rest_in_inference_mode_and_learn_inside_a_with_only(nb):
 
 
 def test_a_transformer_sees_no_later_character_and_answers_rows_as_windows(nb):
-    network = nb.TransformerRecipe(16, 4, blocks=2, context_size=9).make()
+    network = nb.TransformerConfig(16, 4, blocks=2, context_size=9).make()
     network.parameters.add_(0.1 * random(network.size).float())
     X, _ = network.examples(["isabella", "emma"])
     changed = X.clone()
@@ -433,8 +433,8 @@ def test_a_transformer_sees_no_later_character_and_answers_rows_as_windows(nb):
     before, after = network.forward(X), network.forward(changed)
     assert torch.equal(before[:5], after[:5]) and not torch.equal(before[5:9], after[5:9])
     names = ["isabella", "bo", "emma"]
-    assert torch.allclose(network.surprises(names), nb.Model.surprises(network, names), atol=1e-5)
-    long = network.surprises(["isabellabella", "bo"])  # too long for a row, not for windows
+    assert torch.allclose(network.surprisals(names), nb.Model.surprisals(network, names), atol=1e-5)
+    long = network.surprisals(["isabellabella", "bo"])  # too long for a row, not for windows
     assert len(long) == 17 and long.isfinite().all()
     with pytest.raises(ValueError, match="9 letters needs 10 positions"):
         network.examples(["isabellas"])
@@ -450,15 +450,15 @@ def test_layers_are_found_by_what_they_are_after_section_3_is_run_again(nb):
             own.globals[name] = again
     X, Y = network.examples(OTHERS)
     assert torch.allclose(own.fold(network).logits(X), logits, atol=1e-5)
-    assert [y.shape[1] for y in own.hidden_outputs(network, X)] == [6, 5]
-    found = own.signals(network, X, Y)
+    assert [y.shape[1] for y in own.activation_outputs(network, X)] == [6, 5]
+    found = own.layer_signals(network, X, Y)
     assert [len(found[key]) for key in ("y", "dy", "W", "dW")] == [2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_an_untrained_transformer_knows_nothing_and_has_the_layers_of_its_recipe(nb, blocks):
     sizes = {"dim": 32, "heads": 4, "widen": 3, "context_size": 9}
-    network = nb.TransformerRecipe(blocks=blocks, **sizes).make()
+    network = nb.TransformerConfig(blocks=blocks, **sizes).make()
     assert network.loss(OTHERS) == pytest.approx(3.296, abs=0.08)
     shapes = [tuple(layer.W.shape) for layer in network.find("linear")]
     assert shapes == [(32, 96), (32, 32), (32, 96), (96, 32)] * blocks + [(32, 27)]
@@ -466,7 +466,7 @@ def test_an_untrained_transformer_knows_nothing_and_has_the_layers_of_its_recipe
     assert stds == pytest.approx([1, 0.5, 1, 0.5] * blocks + [0.1], rel=0.1)
     assert len(network.find("layer norm")) == 2 * blocks + 1
     with pytest.raises(ValueError, match="multiple of heads"):
-        nb.TransformerRecipe(dim=30, heads=4).make()
+        nb.TransformerConfig(dim=30, heads=4).make()
 
 
 # Optimisers
@@ -504,7 +504,7 @@ def test_adamw_takes_the_steps_that_torch_takes(nb, settings):
 def test_hiding_takes_whole_characters_of_a_share_of_the_contexts(nb, oldest):
     B, T, E = 4_000, 5, 3
     layer, x = nb.Hide(0.4, 7, T, oldest), torch.rand(B, T * E) + 1
-    with nb.learning(layer):
+    with nb.training_mode(layer):
         y = layer.forward(x)
     kept = (y != 0).view(B, T, E)
     assert (kept.all(2) == kept.any(2)).all(), "a character is hidden whole"
@@ -526,7 +526,7 @@ def test_hiding_takes_whole_characters_of_a_share_of_the_contexts(nb, oldest):
 
 def test_pairs_lay_neighbours_side_by_side_and_take_their_gradients_back(nb):
     x = torch.arange(24.0).view(2, 12)  # 2 contexts of 4 characters, 3 numbers each
-    layer = nb.Pairs(3)
+    layer = nb.FlattenConsecutive(3)
     y = layer.forward(x)
     assert y.tolist() == [list(range(6 * i, 6 * i + 6)) for i in range(4)]
     assert torch.equal(layer.backward(y), x)
@@ -534,10 +534,10 @@ def test_pairs_lay_neighbours_side_by_side_and_take_their_gradients_back(nb):
 
 def test_a_tree_is_joined_two_by_two_and_judged_whole(nb):
     sizes = {"hidden_sizes": (6, 5), "embedding_dim": 3, "tree": True}
-    recipe = nb.Recipe(context_size=4, dropout=0.2, hide=0.5, **sizes)
-    assert nb.shapes(recipe) == [(6, 6), (12, 5), (5, nb.V)]
-    network = recipe.make()
-    assert nb.judge_network(network, NAMES[:9]) < LIMIT
+    config = nb.Config(context_size=4, dropout=0.2, hide=0.5, **sizes)
+    assert nb.shapes(config) == [(6, 6), (12, 5), (5, nb.V)]
+    network = config.make()
+    assert nb.check_network_gradient(network, NAMES[:9]) < LIMIT
     X = nb.windows(NAMES, 4)[0]
     moved = X.clone()
     moved[:, 0] = 1 + X[:, 0] % 5
@@ -551,5 +551,5 @@ def test_a_tree_is_joined_two_by_two_and_judged_whole(nb):
     last = network.find("linear")[-1]
     assert torch.allclose(network.forward(X), h[:, 0] @ last.W + last.b, atol=1e-5)
     with pytest.raises(ValueError, match="joins 4 characters, and this one is given 3"):
-        nb.Recipe(context_size=3, **sizes).make()
+        nb.Config(context_size=3, **sizes).make()
     assert torch.allclose(nb.fold(network).forward(X), network.forward(X), atol=1e-5)

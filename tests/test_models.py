@@ -1,4 +1,4 @@
-"""Everything that foretells characters, by one suite; count tables, board, diagnostics."""
+"""Everything that predicts characters, by one suite; count tables, leaderboard, diagnostics."""
 
 import math
 from collections import Counter, defaultdict
@@ -10,7 +10,7 @@ from small import NAMES, OTHERS, fit, small
 
 from charlm_utils import load_names
 
-KINDS = ["uniform", "AddAlpha", "KneserNey", "MLP", "folded", "Transformer", "Mix", "nested"]
+KINDS = ["uniform", "AddAlpha", "KneserNey", "MLP", "folded", "Transformer", "Ensemble", "nested"]
 
 
 @pytest.fixture(scope="module")
@@ -18,16 +18,17 @@ def models(nb):
     mlp, other = small(nb), small(nb, seed=2, context_size=4, batch_norm=False)
     fit(nb, mlp)
     fit(nb, other)
-    transformer = nb.TransformerRecipe(16, 4, context_size=9).make()
+    transformer = nb.TransformerConfig(16, 4, context_size=9).make()
     fit(nb, transformer, batch_size=8, learning_rate=0.01, optimizer=nb.AdamW)
     table, smoothed = nb.AddAlpha(NAMES, 2, 0.1), nb.KneserNey(NAMES, 3)
-    mix = nb.Mix(mlp, smoothed)
-    found = nb.Model(), table, smoothed, mlp, nb.fold(other), transformer, mix
-    return dict(zip(KINDS, (*found, nb.Mix(mix, transformer, table))))
+    ensemble = nb.Ensemble(mlp, smoothed)
+    nested = nb.Ensemble(ensemble, transformer, table)
+    trained = mlp, nb.fold(other), transformer, ensemble, nested
+    return dict(zip(KINDS, (nb.Model(), table, smoothed, *trained), strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_surprises_are_those_of_softmax_at_what_follows(nb, models, kind):
+def test_surprisals_are_those_of_softmax_at_what_follows(nb, models, kind):
     model, expected = models[kind], []
     for name in OTHERS:
         tokens = [0] * model.context_size + nb.vocab.encode(name + ".")
@@ -35,14 +36,14 @@ def test_surprises_are_those_of_softmax_at_what_follows(nb, models, kind):
             X = torch.tensor([tokens[t - model.context_size : t]])
             p = model.logits(X).double().softmax(1)[0]
             expected.append(-p[tokens[t]].log().item())
-    surprises = model.surprises(OTHERS)
-    assert surprises.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    surprisals = model.surprisals(OTHERS)
+    assert surprisals.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert model.loss(OTHERS) == pytest.approx(sum(expected) / len(expected), rel=1e-5)
     sizes, totals, at = [len(name) + 1 for name in OTHERS], [], 0
     for size in sizes:
         totals.append(sum(expected[at : at + size]))
         at += size
-    assert model.totals(OTHERS).tolist() == pytest.approx(totals, rel=1e-5)
+    assert model.name_surprisals(OTHERS).tolist() == pytest.approx(totals, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,10 +58,10 @@ def test_wider_contexts_and_any_number_of_them_give_the_same_logits(nb, models, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_names_are_asked_in_parts_with_the_same_answers(nb, models, kind):
+def test_many_names_are_evaluated_in_parts_with_the_same_result(nb, models, kind):
     model, many = models[kind], OTHERS * 900  # over 2 ** 14 characters
-    one = model.surprises(OTHERS)
-    assert torch.allclose(model.surprises(many), one.repeat(900), atol=1e-4)
+    one = model.surprisals(OTHERS)
+    assert torch.allclose(model.surprisals(many), one.repeat(900), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,7 +78,7 @@ def test_sampling_is_seeded_and_takes_the_helpers_options(nb, models, kind):
 
 
 @pytest.mark.parametrize("kind", ["AddAlpha", "MLP", "Transformer", "nested"])
-def test_first_letters_are_drawn_as_often_as_foretold(models, kind):
+def test_first_letters_are_drawn_as_often_as_predicted(models, kind):
     model, count = models[kind], 4_000
     start = torch.zeros(1, model.context_size, dtype=torch.int64)
     p = model.logits(start).softmax(1)[0]
@@ -94,13 +95,13 @@ def test_sampling_uses_the_seed_of_the_settings_if_none_is_given(models):
     assert other.Model().sample(20, seed=42) == definitions().Model().sample(20)
 
 
-def test_a_mean_of_models_is_the_mean_of_their_probabilities(nb, models):
-    mix, X = models["Mix"], nb.windows(OTHERS, 9)[0]
+def test_an_ensemble_is_the_mean_of_its_models_probabilities(nb, models):
+    ensemble, X = models["Ensemble"], nb.windows(OTHERS, 9)[0]
     parts = [models[kind].logits(X).softmax(1) for kind in ("MLP", "KneserNey")]
-    assert torch.allclose(mix.logits(X).softmax(1), sum(parts) / 2, atol=1e-6)
-    assert mix.size == models["MLP"].size + models["KneserNey"].size
-    assert mix.context_size == 3 and models["nested"].context_size == 9
-    assert mix.seconds == models["MLP"].seconds and mix.steps == 0
+    assert torch.allclose(ensemble.logits(X).softmax(1), sum(parts) / 2, atol=1e-6)
+    assert ensemble.size == models["MLP"].size + models["KneserNey"].size
+    assert ensemble.context_size == 3 and models["nested"].context_size == 9
+    assert ensemble.seconds == models["MLP"].seconds and ensemble.steps == 0
 
 
 def test_uniform_loses_ln_v(nb, models):
@@ -196,13 +197,13 @@ def test_the_bootstrap_is_about_names_and_pairs_them(nb, models):
     difference, low, high = nb.bootstrap(mlp, names, table, draws=300)
     assert difference == pytest.approx(mlp.loss(names) - table.loss(names), rel=1e-4)
     assert low < difference < high
-    totals = mlp.totals(names)
+    totals = mlp.name_surprisals(names)
     sizes = torch.tensor([len(n) + 1 for n in names])
     spread = (totals - loss * sizes).square().sum().sqrt() / sizes.sum()
     wide = nb.bootstrap(mlp, names, draws=2_000)
     assert (wide[2] - wide[1]) / 2 == pytest.approx(1.96 * spread.item(), rel=0.15)
-    assert nb.with_span((1.0, 0.25, 2.0)) == "1.000 (0.250 to 2.000)"
-    assert nb.with_span((1.0, -0.25, 2.0), "+") == "+1.000 (-0.250 to +2.000)"
+    assert nb.with_interval((1.0, 0.25, 2.0)) == "1.000 (0.250 to 2.000)"
+    assert nb.with_interval((1.0, -0.25, 2.0), "+") == "+1.000 (-0.250 to +2.000)"
 
 
 def test_quality_counts_new_real_and_repeated_names(nb):
@@ -231,14 +232,14 @@ def test_a_column_stands_to_the_right_only_if_all_its_cells_are_numbers(nb, cell
     assert lines[2:] == [f"| a | {cell} |", "| 3 | 1.5 |"]
 
 
-def test_the_board_has_a_row_for_each_entry_the_best_last(nb):
+def test_the_leaderboard_has_a_row_for_each_entry_the_best_last(nb):
     own, shown = definitions(), []
     own.globals["table"] = lambda header, rows: shown.extend(rows)
     one = small(own)
     fit(own, one, steps=50)
-    own.scoreboard.update({"uniform": own.Model(), "one": one, "left out": one})
-    own.scoreboard["mean"] = own.Mix(one, own.AddAlpha(NAMES, 2, 0.1))
-    rows = own.board(["one", "mean", "uniform"])
+    own.leaderboard.update({"uniform": own.Model(), "one": one, "left out": one})
+    own.leaderboard["mean"] = own.Ensemble(one, own.AddAlpha(NAMES, 2, 0.1))
+    rows = own.show_leaderboard(["one", "mean", "uniform"])
     keys = ["model", "parameters", "steps", "seconds", "train", "dev", "test"]
     assert all(list(row) == keys and row["test"] is None for row in rows)
     devs = [row["dev"] for row in rows]
@@ -251,7 +252,7 @@ def test_the_board_has_a_row_for_each_entry_the_best_last(nb):
     assert by_name["uniform"]["steps"] is by_name["mean"]["train"] is None
     assert by_name["mean"]["seconds"] == one.seconds
     assert shown[0][2:5] in (["-", "-", "-"], ["50", f"{one.seconds:.1f}", shown[0][4]])
-    assert own.board(["one"], NAMES[:9])[0]["test"] == one.loss(NAMES[:9])
+    assert own.show_leaderboard(["one"], NAMES[:9])[0]["test"] == one.loss(NAMES[:9])
 
 
 # Diagnostics
@@ -262,26 +263,26 @@ def test_saturation_counts_stuck_outputs_and_dead_units(nb):
     linear = network.find("linear")[0]
     linear.W.zero_()
     linear.b.copy_(torch.tensor([10.0, -10.0, 0.0, 0.1]))
-    (y,) = nb.hidden_outputs(network, torch.zeros(6, 3, dtype=torch.int64))
+    (y,) = nb.activation_outputs(network, torch.zeros(6, 3, dtype=torch.int64))
     assert y.shape == (6, 4) and nb.saturation(y) == (0.5, 0.5)
     y[0, 0] = 0  # awake once: saturated mostly, but not dead
     assert nb.saturation(y) == pytest.approx((11 / 24, 0.25))
     assert nb.saturation(torch.tensor([[0.96, -0.98]])) == (0.5, 0.5)
 
 
-def test_hidden_outputs_are_the_same_in_parts_as_in_one_go(nb, generator):
+def test_activation_outputs_are_the_same_in_parts_as_in_one_go(nb, generator):
     network = small(nb, hidden_sizes=(4, 3))
     X = torch.randint(27, (1_300, 3), generator=generator)
-    outputs = nb.hidden_outputs(network, X)
+    outputs = nb.activation_outputs(network, X)
     network.forward(X)
-    found = [layer.y for layer in network.find("activation")]
-    assert all(torch.allclose(a, y, atol=1e-6) for a, y in zip(outputs, found, strict=True))
+    in_one_go = [layer.y for layer in network.find("activation")]
+    assert all(torch.allclose(a, y, atol=1e-6) for a, y in zip(outputs, in_one_go, strict=True))
 
 
-def test_signals_look_at_a_copy_and_the_gradients_are_true(nb):
+def test_layer_signals_look_at_a_copy_and_the_gradients_are_true(nb):
     network = small(nb, batch_norm=False, hidden_sizes=(9, 8)).to(torch.float64)
     (X, Y), kept = network.examples(NAMES), [t.clone() for t in network.tensors()]
-    seen = nb.signals(network, X, Y)
+    seen = nb.layer_signals(network, X, Y)
     assert [tuple(y.shape) for y in seen["y"]] == [(len(Y), n) for n in (9, 8)]
     assert [dy.shape for dy in seen["dy"]] == [y.shape for y in seen["y"]]
     assert [dW.shape for dW in seen["dW"]] == [W.shape for W in seen["W"]]
@@ -295,7 +296,7 @@ def test_signals_look_at_a_copy_and_the_gradients_are_true(nb):
     assert slope == pytest.approx(seen["dy"][1][3, 5].item(), rel=1e-4)
     normed = small(nb)
     mean = normed.find("batch norm")[0].running_mean.clone()
-    nb.signals(normed, X, Y)
+    nb.layer_signals(normed, X, Y)
     assert torch.equal(mean, normed.find("batch norm")[0].running_mean)
     assert not any(part.training for part in normed.parts())
 
@@ -338,64 +339,8 @@ def test_the_loss_by_place_adds_up_to_the_loss(nb):
     assert len(mean) == 1 + max(map(len, OTHERS)) and added.sum() == pytest.approx(
         model.loss(OTHERS)
     )
-    firsts = [model.surprises([name])[0].item() for name in OTHERS]
+    firsts = [model.surprisals([name])[0].item() for name in OTHERS]
     assert mean[0] == pytest.approx(sum(firsts) / len(firsts))
-
-
-def test_an_example_that_is_left_out_is_as_if_it_had_not_been_counted(nb, monkeypatch):
-    names = [*dict.fromkeys(NAMES), *OTHERS, "emmy", "ella"]
-    X, Y = nb.windows(names, 3)
-    whole = nb.KneserNey(names, 3)
-    ours = nb.left_out(whole, X, Y)
-    assert torch.allclose(ours.exp().sum(1), torch.ones(len(X)), atol=1e-5)
-    assert not torch.allclose(ours, whole.scores(X)), "that it was counted made a difference"
-    for i in range(len(X)):
-        rest = torch.arange(len(X)) != i
-        monkeypatch.setitem(nb.globals, "windows", lambda names, size, r=rest: (X[r], Y[r]))
-        without = nb.KneserNey(names, 3)
-        without.discounts = whole.discounts
-        assert torch.allclose(without.scores(X[i : i + 1]), ours[i : i + 1], atol=1e-5), i
-
-
-def test_a_network_on_top_of_a_table_adds_to_its_log_probabilities(nb):
-    nb.globals["fivegram"] = nb.KneserNey(NAMES, 3)
-    sizes = {"hidden_sizes": (8,), "context_size": 4, "embedding_dim": 5}
-    network = nb.OnTopRecipe(**sizes).make()
-    X, Y = nb.windows(OTHERS, 4)
-    alone = nb.Recipe(**sizes).make()
-    assert torch.allclose(network.scores(X), alone.scores(X) + nb.globals["fivegram"].logits(X))
-    for leave_out in (True, False):
-        network = nb.OnTopRecipe(leave_out=leave_out, **sizes).make()
-        X, Y = nb.windows(NAMES, 4)
-        rows, targets = network.examples(NAMES)
-        table = nb.globals["fivegram"]
-        known = nb.left_out(table, X, Y) if leave_out else table.scores(X)
-        some = torch.tensor([5, 0, 17])
-        assert torch.equal(targets, Y)
-        assert torch.allclose(network.forward(rows[some]), alone.forward(X[some]) + known[some])
-        assert nb.judge_network(network, NAMES[:9]) < 1e-6  # the table's part is float32
-    loss = network.loss(OTHERS)
-    fit(nb, network)
-    assert network.loss(OTHERS) != loss
-
-
-def test_weights_of_a_mean_lose_least(nb):
-    models = [nb.AddAlpha(NAMES, 1, 0.1), nb.KneserNey(NAMES, 3), nb.Model()]
-    weights = nb.weigh(models, OTHERS, rounds=2_000)
-    assert sum(weights) == pytest.approx(1) and min(weights) >= 0
-    best = nb.Mix(*models, weights=weights).loss(OTHERS)
-    for other in ([1, 0, 0], [0, 1, 0], [0, 0, 1], None, [0.8, 0.1, 0.1], [0.1, 0.5, 0.4]):
-        assert best <= nb.Mix(*models, weights=other).loss(OTHERS) + 1e-6
-    same = nb.weigh([models[0]] * 2, OTHERS)
-    assert same == pytest.approx([0.5, 0.5])
-    nb.globals["half_of_dev"], nb.globals["other_half"] = OTHERS[:2], OTHERS[2:]
-    tuned, gain, row = nb.weighed(*models)
-    chosen = nb.Mix(*models, weights=nb.weigh(models, OTHERS[:2]))
-    assert tuned.weights == chosen.weights, "chosen on the one half"
-    assert gain[0] == pytest.approx(
-        chosen.loss(OTHERS[2:]) - nb.Mix(*models).loss(OTHERS[2:]), abs=1e-6
-    ), "and judged on the other"
-    assert row[1] == f"{chosen.loss(OTHERS[2:]):.4f}"
 
 
 def test_the_same_network_in_pytorchs_words_loses_the_same(nb, capsys):

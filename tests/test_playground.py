@@ -19,11 +19,11 @@ DIALS |= {"dropout": 0.1, "learning rate": 0.1, "batch": 32, "steps": 60}
 @pytest.fixture
 def play():
     """The notebook's definitions with two small untrained models to play with."""
-    own = {"models": {}, "tries": [], "baselines": {}, "SEED": 1}
+    own = {"models": {}, "tries": [], "trained_baselines": {}, "SEED": 1}
     own |= {"train_names": NAMES * 8, "dev_names": NAMES}
     nb = definitions(**own)
     nb.models["small"] = small(nb)
-    nb.models["Transformer"] = nb.TransformerRecipe(16, 4, context_size=9).make()
+    nb.models["Transformer"] = nb.TransformerConfig(16, 4, context_size=9).make()
     return nb
 
 
@@ -50,7 +50,7 @@ def test_kinds_of_names_are_marked_by_colour_and_by_sign(play):
 def test_a_text_that_cannot_be_a_name_is_refused_with_its_character(play, prefix, wrong):
     for ask in (
         lambda: play.studio_names(0, "small", prefix=prefix),
-        lambda: play.studio_surprise("small", prefix),
+        lambda: play.studio_surprisal("small", prefix),
     ):
         with pytest.raises(ValueError, match=f"'{re.escape(wrong)}' (is in no name|in .* cannot)"):
             ask()
@@ -58,17 +58,17 @@ def test_a_text_that_cannot_be_a_name_is_refused_with_its_character(play, prefix
 
 @pytest.mark.parametrize("model", ["small", "Transformer"])
 def test_the_surprise_of_a_name_gives_its_probability(play, model):
-    page, network = play.studio_surprise(model, "Emma"), play.models[model]
-    total = network.totals(["emma"]).item()
+    page, network = play.studio_surprisal(model, "Emma"), play.models[model]
+    total = network.name_surprisals(["emma"]).item()
     assert f"one draw in {torch.tensor(total).exp().item():,.0f}"[:14] in page
-    losses = network.surprises(["emma"]).tolist()
+    losses = network.surprisals(["emma"]).tolist()
     cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
     assert cells == [*"Emma.", *(f"{loss:.1f}" for loss in losses)], "letters over numbers"
-    assert "in the training list" in page and play.studio_surprise(model, " ") == "Type a name."
+    assert "in the training list" in page and play.studio_surprisal(model, " ") == "Type a name."
 
 
 def test_text_boxes_fold_a_text_as_the_file_was_folded(play):
-    ask = lambda text: play.studio_surprise("small", text)  # noqa: E731
+    ask = lambda text: play.studio_surprisal("small", text)  # noqa: E731
     assert ask(" EMMA ") == ask("emma") == ask("ＥＭＭＡ")
     long = play.studio_names(0, "small", count=2, prefix="e" * 31)
     assert all(name.lower().startswith("e" * 31) for name in shown_names(long))
@@ -78,7 +78,7 @@ def test_text_boxes_fold_a_text_as_the_file_was_folded(play):
     own.globals["V"] = len(own.vocab)
     assert own.clean_name("De\u0301") == "dé" and own.clean_name("D’d") == "d'd"
     assert own.clean_name("IİI") == "ıiı", "a list with ı reads I as ı"
-    page = own.surprise_table("ßd", [1.0, 2.0, 3.0])
+    page = own.surprisal_table("ßd", [1.0, 2.0, 3.0])
     assert re.findall(r"<td[^>]*>(.*?)</td>", page) == ["ß", "d", ".", "1.0", "2.0", "3.0"]
     assert play.capitalized("emma") == "Emma" and play.capitalized("") == ""
 
@@ -124,16 +124,16 @@ def test_a_network_trained_with_the_dials_joins_the_models_and_the_tries(play):
     watch = lambda network, step, change: seen.append(step)  # noqa: E731
     network, text = play.train_own(DIALS, watch)
     assert play.models["your model 1"] is network and seen == list(range(1, 61))
-    recipe = network.recipe
-    assert (recipe.context_size, recipe.embedding_dim, recipe.hidden_sizes) == (4, 6, (16, 16))
-    assert recipe.dropout == 0.1 and recipe.batch_norm and recipe.init == "gain 1/2"
+    config = network.config
+    assert (config.context_size, config.embedding_dim, config.hidden_sizes) == (4, 6, (16, 16))
+    assert config.dropout == 0.1 and config.batch_norm and config.init == "gain 1/2"
     assert network.history.learning_rate[0] == 0.1
     assert f"your model 1: dev loss {network.loss(NAMES):.4f} (60 steps in" in text
     assert f"Model 2's network {play.baseline_for(60).loss(NAMES):.4f}" in text
     (row,) = play.tries
     assert row["dev"] == f"{network.loss(NAMES):.4f}" and row["steps"] == 60
     other, text = play.train_own(DIALS | {"BatchNorm": False, "steps": 30})
-    assert other.recipe.init == "gain 5/3" and text.startswith("your model 2")
+    assert other.config.init == "gain 5/3" and text.startswith("your model 2")
     assert len(play.tries) == 2 and set(play.models) > {"your model 1", "your model 2"}
 
 
@@ -157,11 +157,11 @@ def test_a_try_that_diverges_says_so_and_is_not_kept(play):
 def test_stop_during_the_run_of_the_baseline_keeps_nothing_and_says_so(play):
     with pytest.raises(ValueError, match="Stopped before your network's turn"):
         play.baseline_for(50, lambda: True)
-    assert not play.baselines, "half a run is no baseline"
+    assert not play.trained_baselines, "half a run is no baseline"
     first = play.baseline_for(50)
     assert first is play.baseline_for(50) and first.steps == 50
     play.globals["HIDDEN_SIZE"] = 30
-    assert play.baseline_for(50).recipe.hidden_sizes == (30,), "a dial turned: another baseline"
+    assert play.baseline_for(50).config.hidden_sizes == (30,), "a dial turned: another baseline"
 
 
 def test_a_batch_larger_than_the_data_gets_one_sentence(play):
@@ -188,7 +188,7 @@ def test_the_panel_has_a_control_for_each_dial(play):
 def kinds(play):
     mlp = small(play, hidden_sizes=(8, 8), activation="ReLU", dropout=0.2)
     fit(play, mlp, steps=20)
-    transformer = play.TransformerRecipe(16, 4, context_size=9).make()
+    transformer = play.TransformerConfig(16, 4, context_size=9).make()
     transformer.parameters.add_(0.1)
     return {"MLP": mlp, "folded": play.fold(mlp), "Transformer": transformer}
 
@@ -196,10 +196,10 @@ def kinds(play):
 @pytest.mark.parametrize("kind", ["MLP", "folded", "Transformer"])
 def test_a_model_comes_back_the_same_bit_for_bit_and_can_be_trained_on(play, tmp_path, kind):
     network, path = kinds(play)[kind], tmp_path / "model.pt"
-    play.keep(network, path, name="mine", seed=3)
-    loaded, settings = play.bring_back(path)
-    assert torch.equal(network.surprises(NAMES), loaded.surprises(NAMES))
-    assert settings == {"name": "mine", "seed": 3} and loaded.recipe == network.recipe
+    play.save_model(network, path, name="mine", seed=3)
+    loaded, settings = play.load_model(path)
+    assert torch.equal(network.surprisals(NAMES), loaded.surprisals(NAMES))
+    assert settings == {"name": "mine", "seed": 3} and loaded.config == network.config
     before = loaded.loss(NAMES)
     fit(play, loaded, batch_size=8)
     assert loaded.loss(NAMES) < before
@@ -207,17 +207,17 @@ def test_a_model_comes_back_the_same_bit_for_bit_and_can_be_trained_on(play, tmp
 
 def test_a_broken_or_foreign_file_is_refused_with_one_sentence(play, tmp_path):
     path, refused = tmp_path / "model.pt", "is not a model that `keep` has saved"
-    play.keep(play.models["small"], path)
+    play.save_model(play.models["small"], path)
     whole, content = path.read_bytes(), torch.load(path, weights_only=True)
     for data in (whole[: len(whole) // 2], b"", b"emma\nolivia\n"):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=refused) as error:
-            play.bring_back(path)
+            play.load_model(path)
         assert "\n" not in str(error.value)
     for change in (
         {"format": "another 7"},
         {"vocabulary": [".", "x"]},
-        {"recipe": "os.system"},
+        {"config": "os.system"},
         {"values": content["values"] | {"hidden_sizes": (5,)}},
         {"values": {"unknown": 1}},
         {"tensors": content["tensors"][:-1]},
@@ -232,16 +232,16 @@ def test_a_broken_or_foreign_file_is_refused_with_one_sentence(play, tmp_path):
         forged = content | change
         torch.save(forged | {"digest": play.digest_of(forged)}, path)
         with pytest.raises(ValueError, match=refused):
-            play.bring_back(path)
+            play.load_model(path)
     for key in content:
         torch.save({k: v for k, v in content.items() if k != key}, path)
         with pytest.raises(ValueError, match=f"{refused}: {key} is missing"):
-            play.bring_back(path)
+            play.load_model(path)
     torch.save([1, 2, 3], path)
     with pytest.raises(ValueError, match=refused):
-        play.bring_back(path)
+        play.load_model(path)
     with pytest.raises(FileNotFoundError, match="save a model there first"):
-        play.bring_back(tmp_path / "nowhere.pt")
+        play.load_model(tmp_path / "nowhere.pt")
 
 
 class Evil:
@@ -258,38 +258,38 @@ def test_a_file_with_code_in_it_is_refused_and_its_code_not_run(play, tmp_path):
     trace, path = tmp_path / "trace", tmp_path / "evil.pt"
     torch.save({"format": play.KEEP_FORMAT, "vocabulary": Evil(trace)}, path)
     with pytest.raises(ValueError, match="not a model"):
-        play.bring_back(path)
+        play.load_model(path)
     assert not trace.exists()
 
 
 def test_a_network_that_no_recipe_makes_is_not_saved(play, tmp_path):
     network = small(play)
-    with pytest.raises(ValueError, match="that a recipe has made"):
-        play.keep(play.Network(network.layers, 3), tmp_path / "model.pt")
-    other = play.Network(small(play, hidden_sizes=(5,)).layers, 3, network.recipe)
+    with pytest.raises(ValueError, match="that a config has made"):
+        play.save_model(play.Network(network.layers, 3), tmp_path / "model.pt")
+    other = play.Network(small(play, hidden_sizes=(5,)).layers, 3, network.config)
     with pytest.raises(ValueError, match="another network's"):
-        play.keep(other, tmp_path / "model.pt")
+        play.save_model(other, tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
 
 
 def test_one_changed_byte_anywhere_is_noticed(play, tmp_path):
     path, network = tmp_path / "model.pt", play.models["small"]
-    play.keep(network, path)
+    play.save_model(network, path)
     whole, choose = path.read_bytes(), random.Random(0)
-    right = network.surprises(NAMES)
+    right = network.surprisals(NAMES)
     for place in choose.sample(range(len(whole)), 150):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
         try:
-            loaded, _ = play.bring_back(path)
+            loaded, _ = play.load_model(path)
         except ValueError as error:
             assert "not a model that" in str(error) and "\x1b" not in str(error)
         else:  # a byte that nothing reads, in the padding or a name of the archive
-            assert torch.equal(loaded.surprises(NAMES), right), place
+            assert torch.equal(loaded.surprisals(NAMES), right), place
 
 
 def test_an_earlier_file_survives_whatever_happens_in_saving(play, tmp_path, monkeypatch):
     path, network = tmp_path / "model.pt", play.models["small"]
-    play.keep(network, path)
+    play.save_model(network, path)
     before = path.read_bytes()
 
     def fails(content, to):
@@ -298,17 +298,17 @@ def test_an_earlier_file_survives_whatever_happens_in_saving(play, tmp_path, mon
 
     monkeypatch.setattr(torch, "save", fails)
     with pytest.raises(OSError):
-        play.keep(network, path)
+        play.save_model(network, path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
 
 @pytest.mark.parametrize("value", [Path("x"), {1, 2}, [Path("x")], {"a": {2}}, 1j])
 def test_settings_that_could_not_be_read_again_are_refused_when_saving(play, tmp_path, value):
     with pytest.raises(ValueError, match="odd cannot be read again"):
-        play.keep(play.models["small"], tmp_path / "model.pt", odd=value)
+        play.save_model(play.models["small"], tmp_path / "model.pt", odd=value)
     good = {"a": [1, 2.5, None, True, "x"], "b": {"c": (1,)}}
-    play.keep(play.models["small"], tmp_path / "model.pt", **good)
-    assert play.bring_back(tmp_path / "model.pt")[1] == good
+    play.save_model(play.models["small"], tmp_path / "model.pt", **good)
+    assert play.load_model(tmp_path / "model.pt")[1] == good
 
 
 def test_a_network_lets_go_of_its_last_batch_after_training(play):
@@ -353,7 +353,7 @@ def test_clicks_that_queued_up_start_one_training_only(play):
 
     space |= {"widgets": Widgets(), "display": lambda *a, **o: Thing(), "train_own": slow}
     space |= {"baseline_for": lambda steps, stop=None: fitted, "models": {"small": small(play)}}
-    space |= {"studio": {"model": Thing()}, "surprise_studio": {"model": Thing()}}
+    space |= {"studio": {"model": Thing()}, "surprisal_studio": {"model": Thing()}}
     fitted = small(play)
     fit(play, fitted, steps=5)
     play.training_panel()

@@ -220,7 +220,7 @@ def test_the_surprises_of_a_name_are_those_of_the_notebook(networks, open_page):
     page = open_page(networks["ReLU"])
     page.fill("#name", "Olivia")
     shown = [float(text) for text in page.locator("#surprises td").all_inner_texts()]
-    ours = networks["ReLU"].surprises(["olivia"]).tolist()
+    ours = networks["ReLU"].surprisals(["olivia"]).tolist()
     assert shown == pytest.approx(ours, abs=0.006)
     said = re.fullmatch(
         r"Without the sliders, one draw in ([\d,.]+)\.", page.locator("#draws").inner_text()
@@ -247,10 +247,10 @@ def test_a_name_of_another_script_and_of_odd_letters_is_safe_in_the_page(network
 
 
 def test_what_is_no_mlp_is_refused_with_one_sentence(nb):
-    other = nb.TransformerRecipe(16, 4).make()
+    other = nb.TransformerConfig(16, 4).make()
     tree = small(nb, tree=True, hidden_sizes=(4, 4), context_size=4)
     for model in (other, tree, nb.Model(), nb.Network(small(nb).layers, 3)):
-        with pytest.raises(ValueError, match="mine is not an MLP that a Recipe has made"):
+        with pytest.raises(ValueError, match="mine is not an MLP that a Config has made"):
             nb.studio_page(model, "mine")
 
 

@@ -30,7 +30,7 @@ def test_each_step_is_the_one_that_torch_takes_on_the_same_batch(nb):
     for step, (value, rate, direction) in enumerate(run):
         X, Y = next(batches)
         before = twin.parameters.clone()
-        with nb.learning(twin):
+        with nb.training_mode(twin):
             assert value == pytest.approx(loss.forward(twin.forward(X), Y).item())
             twin.backward(loss.backward())
         assert rate == pytest.approx(0.1 * (1 - step / 5))
@@ -60,7 +60,7 @@ def test_the_order_of_batches_comes_from_the_seed_of_the_recipe(nb):
     one, other = small(nb, seed=1), small(nb, seed=2).load(small(nb, seed=1).tensors())
     assert fit(nb, one).loss != fit(nb, other).loss
     bare = nb.Network(small(nb, seed=nb.SEED).layers, 3)
-    assert fit(nb, bare).loss == fit(nb, small(nb, seed=nb.SEED)).loss, "no recipe: SEED"
+    assert fit(nb, bare).loss == fit(nb, small(nb, seed=nb.SEED)).loss, "no config: SEED"
 
 
 def test_a_pass_of_minibatches_holds_each_example_once_in_a_new_order(nb):
