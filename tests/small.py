@@ -7,7 +7,7 @@ OTHERS = ["zoe", "max", "lily", "noah", "ruby"]  # names that training does not 
 def small(nb, seed=1, **options):
     """A network of 16 hidden units, with BatchNorm unless told otherwise."""
     sizes = {"hidden_sizes": (16,), "context_size": 3, "embedding_dim": 10}
-    return nb.Config(**{"init": "gain 5/3", **sizes, "seed": seed, **options}).make()
+    return nb.DeepConfig(**{"init": "gain 5/3", **sizes, "seed": seed, **options}).make()
 
 
 def fit(nb, network, names=NAMES, **options):

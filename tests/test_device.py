@@ -72,7 +72,7 @@ def everything(nb):
     sizes = {"hidden_sizes": (8,), "context_size": 3, "embedding_dim": 4}
     run = {"steps": 6, "batch_size": 16, "learning_rate": 0.1, "show": False}
     for activation in ("ReLU", "tanh"):
-        network = nb.Config(dropout=0.1, activation=activation, **sizes).make()
+        network = nb.DeepConfig(dropout=0.1, activation=activation, **sizes).make()
         assert there(network.parameters) and there(network.find("linear")[0].dW)
         history = nb.train(network, NAMES, dev=OTHERS, watch=nb.update_ratios(2), **run)
         assert len(history.loss) == 6 and network.loss(OTHERS) > 0
@@ -86,12 +86,10 @@ def everything(nb):
     transformer = nb.TransformerConfig(8, 2, blocks=2, context_size=16).make()
     nb.train(transformer, NAMES, optimizer=nb.AdamW, **run)
     nb.attention_weights(transformer, "emma")
-    nb.globals["fivegram"] = tables[1]
-    tree = {"hidden_sizes": (8, 8), "context_size": 4, "embedding_dim": 4, "tree": True}
-    on_top = nb.OnTopConfig(hide=0.2, **tree).make()
-    nb.train(on_top, NAMES, **run)
-    mean = nb.Ensemble(network, transformer, weights=nb.weigh([network, transformer], OTHERS))
-    for model in (nb.Model(), *tables, network, transformer, mean, on_top):
+    tree = nb.TreeConfig(hidden_sizes=(8, 8), context_size=4, embedding_dim=4).make()
+    nb.train(tree, NAMES, **run)
+    ensemble = nb.Ensemble(network, transformer)
+    for model in (nb.Model(), *tables, network, transformer, ensemble, tree):
         assert model.loss(OTHERS) > 0 and model.name_surprisals(OTHERS).device.type == "cpu"
         assert len(model.sample(5, prefix="e", max_length=9)) == 5
         nb.bootstrap(model, OTHERS, tables[0], draws=5)

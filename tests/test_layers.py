@@ -108,7 +108,7 @@ CASES = list(cases(definitions()))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_layer_agrees_with_its_twin_forward_and_backward(nb, name):
+def test_a_layer_agrees_with_its_reference_forward_and_backward(nb, name):
     errors = checked_errors(nb, cases(nb)[name])
     layer, _, inputs, _ = cases(nb)[name]
     expected = {"y", *("d" + n for n in layer.parameter_names)}
@@ -136,7 +136,7 @@ def test_backward_twice_gives_the_same_and_inputs_stay_as_they_are(nb, name):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "," not in name])
-def test_the_judge_sees_a_fault_of_a_tenth_in_any_backward(nb, name, monkeypatch):
+def test_the_gradient_check_sees_a_fault_of_a_tenth_in_any_backward(nb, name, monkeypatch):
     layer, twin, inputs, training = cases(nb)[name]
     right = layer.backward
 
@@ -272,7 +272,7 @@ def networks(nb):
 
 
 @pytest.mark.parametrize("kind", ["tanh", "ReLU", "two blocks"])
-def test_the_judge_of_networks_passes_ours_and_leaves_them_alone(nb, kind):
+def test_the_check_of_networks_passes_ours_and_leaves_them_alone(nb, kind):
     network = networks(nb)[kind]
     kept = [tensor.clone() for tensor in network.tensors()]
     assert nb.check_network_gradient(network, NAMES[:9]) < LIMIT
@@ -284,7 +284,7 @@ FAULTY += ["LayerNorm", "GELU", "Attention", "Residual", "CrossEntropy"]
 
 
 @pytest.mark.parametrize("name", FAULTY)
-def test_the_judge_of_networks_sees_a_fault_of_a_tenth_in_any_layer(nb, name, monkeypatch):
+def test_the_check_of_networks_sees_a_fault_of_a_tenth_in_any_layer(nb, name, monkeypatch):
     kind = getattr(nb, name)
     right = kind.backward
 
@@ -298,7 +298,7 @@ def test_the_judge_of_networks_sees_a_fault_of_a_tenth_in_any_layer(nb, name, mo
     assert max(nb.check_network_gradient(n, NAMES[:9]) for n in networks(nb).values()) > 1e-3
 
 
-def test_finite_differences_agree_as_a_second_judge(nb, generator):
+def test_finite_differences_agree_as_a_second_check(nb, generator):
     network = small(nb, hidden_sizes=(5,)).to(torch.float64)
     (X, Y), loss, step = network.examples(NAMES[:5]), nb.CrossEntropy(), 1e-6
     with nb.training_mode(network):
@@ -327,7 +327,7 @@ def test_parameters_and_gradients_of_the_layers_are_views_of_two_flat_tensors(nb
     assert [view.shape for view in network.views(network.parameters)][1] == (30, 16)
 
 
-def test_equal_recipes_make_equal_networks_and_each_setting_counts(nb):
+def test_equal_configs_make_equal_networks_and_each_setting_counts(nb):
     base = small(nb, dropout=0.2)
     assert all(map(torch.equal, base.tensors(), small(nb, dropout=0.2).tensors()))
     others = {"seed": 2, "context_size": 4, "embedding_dim": 5, "hidden_sizes": (3,)}
@@ -373,7 +373,7 @@ def test_initial_weights_have_the_scale_of_their_name(nb, init, hidden, output):
     assert (first.b == 0).all() and network.find("embedding")[0].C.std() == pytest.approx(1, 0.1)
 
 
-def test_the_dials_are_read_when_a_recipe_is_made(nb):
+def test_the_hyperparameters_are_read_when_a_config_is_made(nb):
     own = definitions()
     own.globals |= {"HIDDEN_SIZE": 7, "CONTEXT_SIZE": 2, "EMBEDDING_DIM": 4, "SEED": 9}
     config = own.Config()
@@ -410,7 +410,7 @@ def test_loading_refuses_tensors_of_another_network(nb):
     assert fresh.loss(OTHERS) != network.loss(OTHERS), "loaded tensors are copies"
 
 
-def test_networks_rest_in_inference_mode_and_learn_inside_a_with_only(nb):
+def test_networks_are_in_inference_mode_but_inside_a_with(nb):
     network = small(nb, dropout=0.5)
     resting = lambda: not any(part.training for part in network.parts())  # noqa: E731
     assert resting()
@@ -421,7 +421,7 @@ def test_networks_rest_in_inference_mode_and_learn_inside_a_with_only(nb):
     kept = [tensor.clone() for tensor in network.tensors()]
     network.loss(OTHERS)
     network.sample(3)
-    assert all(map(torch.equal, kept, network.tensors())), "asking changes nothing"
+    assert all(map(torch.equal, kept, network.tensors())), "evaluation changes nothing"
 
 
 def test_a_transformer_sees_no_later_character_and_answers_rows_as_windows(nb):
@@ -456,7 +456,7 @@ def test_layers_are_found_by_what_they_are_after_section_3_is_run_again(nb):
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_an_untrained_transformer_knows_nothing_and_has_the_layers_of_its_recipe(nb, blocks):
+def test_an_untrained_transformer_knows_nothing_and_has_the_layers_of_its_config(nb, blocks):
     sizes = {"dim": 32, "heads": 4, "widen": 3, "context_size": 9}
     network = nb.TransformerConfig(blocks=blocks, **sizes).make()
     assert network.loss(OTHERS) == pytest.approx(3.296, abs=0.08)
@@ -500,31 +500,7 @@ def test_adamw_takes_the_steps_that_torch_takes(nb, settings):
     assert nb.relative_error(ours, theirs) < LIMIT
 
 
-@pytest.mark.parametrize("oldest", [True, False])
-def test_hiding_takes_whole_characters_of_a_share_of_the_contexts(nb, oldest):
-    B, T, E = 4_000, 5, 3
-    layer, x = nb.Hide(0.4, 7, T, oldest), torch.rand(B, T * E) + 1
-    with nb.training_mode(layer):
-        y = layer.forward(x)
-    kept = (y != 0).view(B, T, E)
-    assert (kept.all(2) == kept.any(2)).all(), "a character is hidden whole"
-    assert torch.equal(y, torch.where(kept.view(B, -1), x, 0.0)), "and not scaled"
-    kept = kept[:, :, 0]
-    count = kept.sum(1)
-    assert (count < T).float().mean().item() == pytest.approx(0.4, abs=0.03)
-    for k in range(T):
-        assert (count == k).float().mean().item() == pytest.approx(0.4 / T, abs=0.02)
-    newest = torch.arange(T) >= T - count[:, None]
-    assert torch.equal(kept, newest) == oldest
-    if not oldest:
-        assert kept.float().mean(0).std() < 0.02, "no place is spared"
-    dy = torch.rand(B, T * E)
-    assert torch.equal(layer.backward(dy), dy * (y != 0))
-    assert torch.equal(layer.forward(x), x), "at rest nothing is hidden"
-    assert torch.equal(layer.backward(dy), dy)
-
-
-def test_pairs_lay_neighbours_side_by_side_and_take_their_gradients_back(nb):
+def test_flatten_consecutive_lays_neighbours_side_by_side_and_take_their_gradients_back(nb):
     x = torch.arange(24.0).view(2, 12)  # 2 contexts of 4 characters, 3 numbers each
     layer = nb.FlattenConsecutive(3)
     y = layer.forward(x)
@@ -532,10 +508,10 @@ def test_pairs_lay_neighbours_side_by_side_and_take_their_gradients_back(nb):
     assert torch.equal(layer.backward(y), x)
 
 
-def test_a_tree_is_joined_two_by_two_and_judged_whole(nb):
-    sizes = {"hidden_sizes": (6, 5), "embedding_dim": 3, "tree": True}
-    config = nb.Config(context_size=4, dropout=0.2, hide=0.5, **sizes)
-    assert nb.shapes(config) == [(6, 6), (12, 5), (5, nb.V)]
+def test_a_tree_merges_two_by_two_and_has_the_gradient_of_autograd(nb):
+    sizes = {"hidden_sizes": (6, 5), "embedding_dim": 3}
+    config = nb.TreeConfig(context_size=4, dropout=0.2, **sizes)
+    assert config.shapes() == [(6, 6), (12, 5), (5, nb.V)]
     network = config.make()
     assert nb.check_network_gradient(network, NAMES[:9]) < LIMIT
     X = nb.windows(NAMES, 4)[0]
@@ -551,5 +527,5 @@ def test_a_tree_is_joined_two_by_two_and_judged_whole(nb):
     last = network.find("linear")[-1]
     assert torch.allclose(network.forward(X), h[:, 0] @ last.W + last.b, atol=1e-5)
     with pytest.raises(ValueError, match="joins 4 characters, and this one is given 3"):
-        nb.Config(context_size=3, **sizes).make()
+        nb.TreeConfig(context_size=3, **sizes).make()
     assert torch.allclose(nb.fold(network).forward(X), network.forward(X), atol=1e-5)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from notebook_code import definitions
 from small import NAMES, OTHERS
 
@@ -227,7 +228,7 @@ def test_vowels_explain_the_largest_direction_or_nothing(nb, generator):
 
 
 def test_means_are_drawn_with_intervals_and_failed_runs_one_by_one(nb):
-    ax = nb.matplotlib.figure.Figure().subplots()
+    ax = Figure().subplots()
     samples = [[1.0, 3.0], [2.0, 9.0], [4.0, 4.0]]
     nb.plot_means(ax, [1, 2, 3], samples, "label", "C0", top=5.0)
     (line, crosses), (band,) = ax.lines, ax.collections

@@ -39,7 +39,7 @@ def test_each_step_is_the_one_that_torch_takes_on_the_same_batch(nb):
         optimizer.step()
         assert torch.allclose(network.parameters, twin.parameters, atol=1e-6)
         assert torch.allclose(before - rate * direction, network.parameters, atol=1e-6)
-        assert resting(network), "between two steps a network is at rest"
+        assert resting(network), "between two steps a network is in inference mode"
     assert step == 4
 
 
@@ -56,7 +56,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_does_not(nb):
     assert runs[0][0] != runs[2][0]
 
 
-def test_the_order_of_batches_comes_from_the_seed_of_the_recipe(nb):
+def test_the_order_of_batches_comes_from_the_seed_of_the_config(nb):
     one, other = small(nb, seed=1), small(nb, seed=2).load(small(nb, seed=1).tensors())
     assert fit(nb, one).loss != fit(nb, other).loss
     bare = nb.Network(small(nb, seed=nb.SEED).layers, 3)
@@ -88,18 +88,18 @@ def test_a_pass_of_minibatches_holds_each_example_once_in_a_new_order(nb):
     assert torch.equal(network.parameters, before), "a rate of 0 is 0"
 
 
-def test_the_schedule_and_the_looks_at_dev_are_as_asked(nb):
+def test_the_schedule_and_the_evaluations_on_dev_are_as_given(nb):
     network = small(nb)
-    history = fit(nb, network, steps=50, dev=OTHERS, dev_points=5)
+    history = fit(nb, network, steps=50, dev=OTHERS)
     expected = [0.1 * (1 - step / 50) for step in range(50)]
     assert history.learning_rate == pytest.approx(expected)
-    assert [step for step, _ in history.dev] == [10, 20, 30, 40, 50]
+    assert [step for step, _ in history.dev] == list(range(2, 51, 2))
     assert history.dev[-1][1] == pytest.approx(network.loss(OTHERS), abs=1e-6)
     assert history.dev[-1][1] > network.loss(NAMES) + 0.5
-    short = fit(nb, small(nb), steps=7, dev=OTHERS, dev_points=3)
-    assert [step for step, _ in short.dev] == [2, 4, 6, 7]
-    few = fit(nb, small(nb), steps=3, dev=OTHERS, dev_points=20)
-    assert [step for step, _ in few.dev] == [1, 2, 3]
+    uneven = fit(nb, small(nb), steps=45, dev=OTHERS)
+    assert [step for step, _ in uneven.dev] == [*range(2, 45, 2), 45]
+    short = fit(nb, small(nb), steps=3, dev=OTHERS)
+    assert [step for step, _ in short.dev] == [1, 2, 3]
     assert fit(nb, small(nb), steps=3).dev == []
     constant = fit(nb, small(nb), steps=4, schedule=lambda progress: 1)
     assert constant.learning_rate == [0.1] * 4
@@ -153,7 +153,7 @@ def test_an_interrupt_keeps_the_history_and_a_usable_network(nb):
 
 
 @pytest.mark.parametrize("when", ["forward", "backward"])
-def test_an_interrupt_inside_a_step_leaves_the_network_at_rest(nb, monkeypatch, when):
+def test_an_interrupt_inside_a_step_leaves_the_network_in_inference_mode(nb, monkeypatch, when):
     network, calls = small(nb), []
     right = getattr(nb.Tanh, when)
 
@@ -244,7 +244,6 @@ def test_the_line_says_what_was_done_and_is_live_meanwhile(nb, monkeypatch):
         ("STEPS", -5),
         ("SEED", -1),
         ("SEED", True),
-        ("THREADS", 0),
         ("LEARNING_RATE", 0),
         ("LEARNING_RATE", float("nan")),
         ("LEARNING_RATE", float("inf")),
@@ -267,12 +266,12 @@ def test_the_least_setting_passes(setting):
     definitions(**{setting: least}).check_settings()
 
 
-def test_what_has_been_turned_is_said_and_nothing_else(capsys):
+def test_what_has_been_changed_is_said_and_nothing_else(capsys):
     definitions().say_dials()
     assert capsys.readouterr().out == ""
     definitions(HIDDEN_SIZE=60, LEARNING_RATE=0.3).say_dials("batches of 64")
     own, hidden, rate = capsys.readouterr().out.splitlines()
-    assert "batches of 64" in own and "whatever the dials say" in own
+    assert "batches of 64" in own and "Settings of this section" in own
     assert "HIDDEN_SIZE is 60" in hidden and "200" in hidden
     assert "LEARNING_RATE is 0.3" in rate and "0.1" in rate
 
