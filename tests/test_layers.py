@@ -1,11 +1,12 @@
 """Layers and networks against torch.nn.functional and autograd, in float64."""
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from notebook_code import definitions
+from notebook_code import ROOT, code_cells, definitions
 from small import NAMES, OTHERS, fit, small
 
 LIMIT = 1e-10  # relative
@@ -17,19 +18,6 @@ def rows_of(nb, ids=ROWS):
     rows = nb.Rows()
     rows.read(ids)
     return rows
-
-
-def sdpa(rows, heads):
-    """PyTorch's attention on the padded table, as a twin of Attention."""
-
-    def twin(x):
-        (B, T), N = rows.shape, len(rows.index)
-        table = x.new_zeros(B * T, x.shape[1]).index_copy(0, rows.index, x.view(N, -1))
-        q, k, v = table.view(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return y.transpose(1, 2).reshape(B * T, -1)[rows.index]
-
-    return twin
 
 
 def looked_up(ids, C, P):
@@ -88,9 +76,10 @@ def cases(nb):
             nb.TokenAndPosition(27, 5, 6, nb.Rows(), g), looked_up, (ROWS,), 0),
         "LayerNorm": (nb.LayerNorm(12), row_norm, (wide,), 0),
         "GELU": (nb.GELU(), lambda x: F.gelu(x, approximate="tanh"), (wide,), 0),
-        "Attention": (nb.Attention(2, rows_of(nb)), sdpa(rows_of(nb), 2), (qkv,), 0),
+        "Attention": (
+            nb.Attention(2, rows_of(nb)), lambda x: nb.sdpa(x, rows_of(nb), 2), (qkv,), 0),
         "Attention, sharp": (
-            nb.Attention(4, rows_of(nb)), sdpa(rows_of(nb), 4), (20 * qkv,), 0),
+            nb.Attention(4, rows_of(nb)), lambda x: nb.sdpa(x, rows_of(nb), 4), (20 * qkv,), 0),
         "Residual": (nb.Residual(nb.ReLU()), lambda x: x + torch.relu(x), (x,), 0),
         "Chain": (both, lambda x: torch.relu(torch.tanh(x)), (x,), 0),
     }  # fmt: skip
@@ -451,8 +440,8 @@ def test_layers_are_found_by_what_they_are_after_section_3_is_run_again(nb):
     X, Y = network.examples(OTHERS)
     assert torch.allclose(own.fold(network).logits(X), logits, atol=1e-5)
     assert [y.shape[1] for y in own.activation_outputs(network, X)] == [6, 5]
-    found = own.layer_signals(network, X, Y)
-    assert [len(found[key]) for key in ("y", "dy", "W", "dW")] == [2, 2, 3, 3]
+    signals = own.layer_signals(network, X, Y)
+    assert [len(signals[key]) for key in ("y", "dy", "dW")] == [2, 2, 3]
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
@@ -529,3 +518,28 @@ def test_a_tree_merges_two_by_two_and_has_the_gradient_of_autograd(nb):
     with pytest.raises(ValueError, match="joins 4 characters, and this one is given 3"):
         nb.TreeConfig(context_size=3, **sizes).make()
     assert torch.allclose(nb.fold(network).forward(X), network.forward(X), atol=1e-5)
+
+
+def test_the_fifty_lines_of_section_1_have_the_gradients_of_autograd_and_learn(capsys):
+    walk = {"NAMES_FILE": ROOT / "names.txt", "FAST": True}
+    cells = {cell.id: cell.source for cell in code_cells() if cell.id.startswith("walk-")}
+    for part in ("walk-data", "walk-parameters", "walk-forward", "walk-backward"):
+        exec(cells[part], walk)
+    first_loss = walk["loss_of"](walk["forward"](walk["X_dev"])[0], walk["Y_dev"])
+    assert first_loss == pytest.approx(math.log(27), abs=0.02)
+    in_float32 = {name: walk[name].clone() for name in ("C", "W1", "b1", "W2", "b2")}
+    leaves = [value.double().requires_grad_() for value in in_float32.values()]
+    walk.update(zip(in_float32, leaves, strict=True))
+    x, y = walk["X"][:300], walk["Y"][:300]
+    logits, kept = walk["forward"](x)
+    walk["loss_of"](logits, y).backward()
+    with torch.no_grad():
+        gradients = walk["backward"](x, y, logits.detach(), *kept)
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        assert (leaf.grad - gradient).abs().max() < 5e-16
+    walk.update(in_float32, parameters=list(in_float32.values()))
+    exec(cells["walk-train"], walk)
+    assert walk["loss_of"](walk["forward"](walk["X_dev"])[0], walk["Y_dev"]) < 2.7
+    exec(cells["walk-names"], walk)
+    names = capsys.readouterr().out.splitlines()[-1].split(", ")
+    assert len(names) == 14

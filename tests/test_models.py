@@ -285,7 +285,7 @@ def test_layer_signals_look_at_a_copy_and_the_gradients_are_true(nb):
     seen = nb.layer_signals(network, X, Y)
     assert [tuple(y.shape) for y in seen["y"]] == [(len(Y), n) for n in (9, 8)]
     assert [dy.shape for dy in seen["dy"]] == [y.shape for y in seen["y"]]
-    assert [dW.shape for dW in seen["dW"]] == [W.shape for W in seen["W"]]
+    assert [dW.shape for dW in seen["dW"]] == [layer.W.shape for layer in network.find("linear")]
     assert all(map(torch.equal, kept, network.tensors()))
     loss, output, y, step = nb.CrossEntropy(), network.layers[-1], seen["y"][1].clone(), 1e-6
     y[3, 5] += step
