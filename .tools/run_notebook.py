@@ -7,7 +7,7 @@ python .tools/run_notebook.py --readme   no run: update README from the stored o
 A code cell tagged `readme:NAME` feeds README: its last picture becomes .github/NAME.png; if it
 shows none, its last Markdown goes between README's lines `<!-- NAME -->` and `<!-- /NAME -->`.
 A code cell tagged `page:NAME` writes the file NAME, which moves into .github/, and prints its
-SHA-256. What a run took stands in README (`<!-- seconds -->`) and below the title of each section.
+SHA-256. What a run took stands in README (`<!-- seconds -->`).
 """
 
 import base64
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "CharLM_MLP.ipynb"
 # Outputs depend on these, too.
 INPUTS = ("charlm_utils.py", "names.txt", "names_all_years.txt")
-INPUTS += ("tests/exercises.py", ".tools/studio.html")
+INPUTS += ("tests/exercises.py", "tests/findings.py", ".tools/studio.html")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_LINE = "Run this cell, and its sliders and buttons appear here."
 
@@ -85,28 +85,12 @@ def about(seconds: float) -> str:
     return f"{round(seconds / 30) / 2:g} minutes"
 
 
-def say_times(nb: NotebookNode) -> NotebookNode:
-    """Return a copy that says below the title and each heading how long the cells took."""
-    nb, seconds = copy.deepcopy(nb), nb.metadata.get("charlm", {}).get("seconds", {})
-    for number, cell in enumerate(nb.cells):
-        if cell.cell_type != "markdown":
-            continue
-        for level, title in re.findall(r"(?m)^(##?) (.+)$", cell.source):
-            whose = "Its" if number else "All"
-            taken = seconds.get(title, 0) if number else sum(seconds.values())
-            said = f"\n*{whose} cells take about {about(taken)}.*\n" if taken else ""
-            before, heading, after = cell.source.partition(f"{level} {title}\n")
-            after = re.sub(r"\A\n\*(?:Its|All) cells take about .+\*\n", "", after)
-            cell.source = before + heading + said + after
-    return nb
-
-
 def time_block(nb: NotebookNode) -> dict[str, str]:
     """Return what README says of the stored run's time, {} if there was none."""
     known = nb.metadata.get("charlm", {})
     if not (seconds := known.get("seconds")):
         return {}
-    early = sum(taken for title, taken in seconds.items() if re.match("[0-5] ", title))
+    early = sum(taken for title, taken in seconds.items() if re.match("[01] ", title))
     text = f"The stored run took {about(sum(seconds.values()))} on {known['cores']} processor cores"
     return {"seconds": f"{text}; its first names came within {about(early)}."}
 
@@ -169,8 +153,6 @@ def check(nb: NotebookNode, root: Path = ROOT) -> list[str]:
         found.append("the execution counts are not 1, 2, 3, ...: not one run from top to bottom.")
     if clean(nb) != nb:
         found.append("another program saved the notebook: the outputs may be those of another run.")
-    if say_times(nb) != nb:
-        found.append("the times below the headings are not those of the run: run with --readme.")
     try:
         for name, sha in pages(nb).items():
             page = root / ".github" / name
@@ -232,7 +214,7 @@ def execute(nb: NotebookNode, root: Path = ROOT) -> NotebookNode:
     nb.metadata["charlm"] |= {"seconds": progress.close(), "cores": os.cpu_count()}
     if found := troubles(nb):
         raise ValueError("nothing stored: " + "\n".join(found))
-    nbformat.validate(nb := say_times(clean(nb)))
+    nbformat.validate(nb := clean(nb))
     return nb
 
 
@@ -265,7 +247,7 @@ def main() -> None:
             for name in pages(nb):
                 (ROOT / ".github").mkdir(exist_ok=True)
                 os.replace(ROOT / name, ROOT / ".github" / name)
-        nb, changed = say_times(nb), []
+        changed = []
 
         def store(name: str, data: bytes) -> None:
             (ROOT / name).parent.mkdir(exist_ok=True)

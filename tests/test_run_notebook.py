@@ -188,38 +188,13 @@ def test_a_duration_is_said_no_finer_than_it_repeats(script, seconds, words):
     assert script.about(seconds) == words
 
 
-SECONDS = {"0 Settings": 2.0, "5 Model": 7.0, "6 Initialisation": 31.0}
-
-
-def timed(script, root):
-    """A notebook whose sections say how long they take, and README with that of the whole."""
+def test_readme_says_how_long_the_run_took_and_when_the_first_names_came(script, root):
     nb = notebook()
-    nb.metadata["charlm"] = {"sources": script.digest(nb, root), "seconds": SECONDS, "cores": 2}
-    nb.cells[0].source = "# Names\n\nHow long?\n\n## 0 Settings\n\nThe dials.\n"
-    nb.cells.append(new_markdown_cell("# Part I\n\n## 5 Model\n\nWhy?"))
-    nb.cells.append(new_markdown_cell("## 6 Initialisation\n\nNow."))
-    nb.cells.insert(1, nb.cells.pop(0))
-    nb.cells.insert(0, new_markdown_cell("# Title\n\nWhat?\n"))
+    seconds = {"0 Hyperparameters": 2.0, "1 Fifty lines": 7.0, "10 Embedding": 31.0}
+    nb.metadata["charlm"] = {"seconds": seconds, "cores": 2}
     (root / "README.md").write_text(README + "\n<!-- seconds -->\n<!-- /seconds -->\n")
-    return nb
-
-
-def test_each_section_and_readme_say_how_long_the_cells_took(script, root):
-    nb = timed(script, root)
-    said = script.say_times(nb)
-    assert said.cells[0].source == "# Title\n\n*All cells take about 40 seconds.*\n\nWhat?\n"
-    text = "\n".join(cell.source for cell in said.cells)
-    for title, words in (("0 Settings", "2"), ("5 Model", "7"), ("6 Initialisation", "30")):
-        assert f"## {title}\n\n*Its cells take about {words} seconds.*\n\n" in text
-    assert script.say_times(said) == said, "twice is as once"
-    assert "*Its cells" not in nb.cells[3].source, "the notebook given must not change"
-    readme = script.readme_files(said, root)["README.md"].decode()
+    readme = script.readme_files(nb, root)["README.md"].decode()
     assert "took 40 seconds on 2 processor cores; its first names came within 9 seconds." in readme
-    slower = script.say_times(said)
-    slower.metadata["charlm"]["seconds"] = {name: 10 * s for name, s in SECONDS.items()}
-    assert any("times below the headings" in text for text in script.check(slower, root))
-    again = "\n".join(cell.source for cell in script.say_times(slower).cells)
-    assert again.count("take about") == 4 and "about 5 minutes" in again
 
 
 def with_page(script, root):
