@@ -29,7 +29,7 @@ except ImportError:
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("CharLM_MLP.ipynb", "charlm_utils.py", "names.txt", "names_all_years.txt")
-FILES += ("tests/exercises.py", ".tools/studio.html")
+FILES += ("tests/exercises.py", "tests/findings.py", ".tools/studio.html")
 SLOW, SECOND = 240_000, 1_000  # milliseconds, as all times in this file
 ANSWER = 3 * SECOND  # how long the answer to an input may take; the goal is a tenth of that
 SETTINGS = {  # of JupyterLab: every cell is in the page, nothing asks anything
@@ -199,7 +199,7 @@ def test_every_cell_runs_and_every_widget_appears(lab):
         if output["output_type"] == "error" or output.get("name") == "stderr"
     ]
     assert not troubles
-    controls = {"studio": 5, "studio-surprise": 2, "training-panel": 9}
+    controls = {"studio-panel": 5, "studio-surprisal": 2, "training-panel-shown": 9}
     for cell_id, count in controls.items():
         expect(lab.cell(cell_id).locator(".widget-inline-hbox")).to_have_count(count)
         lab.picture(f"1-{cell_id}", cell_id)
@@ -208,7 +208,7 @@ def test_every_cell_runs_and_every_widget_appears(lab):
         expect(outputs.filter(has_text=message)).to_have_count(0)
 
 
-@pytest.mark.parametrize("title", ["Part II, the evidence", "16 Scoreboard", "References"])
+@pytest.mark.parametrize("title", ["Part II, the evidence", "16 Results", "References"])
 def test_a_link_of_the_contents_leads_to_its_heading(lab, title):
     lab.page.locator(".jp-MarkdownOutput a").get_by_text(title, exact=True).first.click()
     heading = lab.page.locator(".jp-MarkdownOutput :is(h1, h2)").filter(has_text=title)
@@ -216,78 +216,82 @@ def test_a_link_of_the_contents_leads_to_its_heading(lab, title):
 
 
 def test_every_name_of_the_studio_begins_with_the_prefix(lab):
-    lab.answer("studio", lambda: lab.write("studio", "prefix", " Mar"))
-    names = names_in(lab.shown("studio").inner_text())
-    lab.picture("2-prefix", "studio")
+    lab.answer("studio-panel", lambda: lab.write("studio-panel", "prefix", " Mar"))
+    names = names_in(lab.shown("studio-panel").inner_text())
+    lab.picture("2-prefix", "studio-panel")
     assert len(names) == 24
     assert all(name.startswith("Mar") for name in names)
 
 
 def test_a_prefix_that_no_name_can_have_is_answered_by_one_sentence(lab):
-    lab.answer("studio", lambda: lab.write("studio", "prefix", "a1"))
-    text = lab.shown("studio").inner_text().strip()
-    lab.picture("3-wrong-prefix", "studio")
+    lab.answer("studio-panel", lambda: lab.write("studio-panel", "prefix", "a1"))
+    text = lab.shown("studio-panel").inner_text().strip()
+    lab.picture("3-wrong-prefix", "studio-panel")
     assert text.startswith("'1'") and text.count(".") == 1 and "\n" not in text
-    lab.answer("studio", lambda: lab.write("studio", "prefix", ""))
-    assert len(names_in(lab.shown("studio").inner_text())) == 24
+    lab.answer("studio-panel", lambda: lab.write("studio-panel", "prefix", ""))
+    assert len(names_in(lab.shown("studio-panel").inner_text())) == 24
 
 
 def test_the_temperature_changes_the_names(lab):
-    before = names_in(lab.shown("studio").inner_text())
-    handle = lab.control("studio", "temperature").locator(".noUi-handle")
-    lab.answer("studio", lambda: handle.press("ArrowLeft"))
-    lab.picture("4-temperature", "studio")
-    assert names_in(lab.shown("studio").inner_text()) != before
-    lab.answer("studio", lambda: lab.slide("studio", "temperature", 0))
-    assert len(set(names_in(lab.shown("studio").inner_text()))) == 1, "temperature 0: no chance"
-    lab.answer("studio", lambda: lab.slide("studio", "temperature", 1))
-    assert names_in(lab.shown("studio").inner_text()) == before
+    before = names_in(lab.shown("studio-panel").inner_text())
+    handle = lab.control("studio-panel", "temperature").locator(".noUi-handle")
+    lab.answer("studio-panel", lambda: handle.press("ArrowLeft"))
+    lab.picture("4-temperature", "studio-panel")
+    assert names_in(lab.shown("studio-panel").inner_text()) != before
+    lab.answer("studio-panel", lambda: lab.slide("studio-panel", "temperature", 0))
+    assert len(set(names_in(lab.shown("studio-panel").inner_text()))) == 1, (
+        "temperature 0: no chance"
+    )
+    lab.answer("studio-panel", lambda: lab.slide("studio-panel", "temperature", 1))
+    assert names_in(lab.shown("studio-panel").inner_text()) == before
 
 
 def test_the_button_draws_other_names(lab):
-    before = names_in(lab.shown("studio").inner_text())
-    button = lab.cell("studio").get_by_role("button", name="again")
-    lab.answer("studio", button.click)
-    names = names_in(lab.shown("studio").inner_text())
+    before = names_in(lab.shown("studio-panel").inner_text())
+    button = lab.cell("studio-panel").get_by_role("button", name="again")
+    lab.answer("studio-panel", button.click)
+    names = names_in(lab.shown("studio-panel").inner_text())
     assert len(names) == len(before) and names != before
 
 
 def test_each_model_answers_with_names_of_its_own(lab):
-    choice = lab.control("studio", "model").locator("select")
+    choice = lab.control("studio-panel", "model").locator("select")
     seen = set()
     for name in choice.locator("option").all_inner_texts():
         name = name.replace("\N{NO-BREAK SPACE}", " ")
         if name != choice.evaluate("select => select.value"):
-            lab.answer("studio", lambda name=name: choice.select_option(name))
-        text = lab.shown("studio").inner_text()
+            lab.answer("studio-panel", lambda name=name: choice.select_option(name))
+        text = lab.shown("studio-panel").inner_text()
         assert name in text.splitlines()[-1]
         seen.add(text.splitlines()[0])
-    lab.picture("5-model", "studio")
+    lab.picture("5-model", "studio-panel")
     assert len(seen) == choice.locator("option").count()
 
 
-def test_the_surprise_of_each_letter_of_a_typed_name_appears(lab):
-    lab.answer("studio-surprise", lambda: lab.write("studio-surprise", "name", "Matilda"))
-    text = lab.shown("studio-surprise").inner_text()
-    lab.picture("6-surprise", "studio-surprise")
-    cells = lab.shown("studio-surprise").locator("td").all_inner_texts()
+def test_the_surprisal_of_each_letter_of_a_typed_name_appears(lab):
+    lab.answer("studio-surprisal", lambda: lab.write("studio-surprisal", "name", "Matilda"))
+    text = lab.shown("studio-surprisal").inner_text()
+    lab.picture("6-surprisal", "studio-surprisal")
+    cells = lab.shown("studio-surprisal").locator("td").all_inner_texts()
     assert cells[:8] == [*"Matilda."] and all(re.fullmatch(r"\d+\.\d", c) for c in cells[8:])
-    assert len(cells) == 16, "each letter over its surprise"
+    assert len(cells) == 16, "each letter over its surprisal"
     assert re.search(r"one draw in [\d,]+; (new|in )", text)
 
 
 def test_training_moves_the_curve_and_stop_keeps_what_was_trained(lab):
-    cell = lab.cell("training-panel")
-    before = lab.image("training-panel").get_attribute("src")
+    cell = lab.cell("training-panel-shown")
+    before = lab.image("training-panel-shown").get_attribute("src")
     settings = {"steps": 3_000, "layers": 4, "hidden size": 512}  # some seconds of work
     for label, value in settings.items():
-        lab.slide("training-panel", label, value)
+        lab.slide("training-panel-shown", label, value)
     cell.get_by_role("button", name="Train").click()
     expect(cell.get_by_role("button", name="Train")).to_be_disabled()
     start = time.perf_counter()
-    expect(lab.image("training-panel")).not_to_have_attribute("src", before, timeout=60 * SECOND)
+    expect(lab.image("training-panel-shown")).not_to_have_attribute(
+        "src", before, timeout=60 * SECOND
+    )
     print(f"train: {time.perf_counter() - start:.1f} s to the first picture")
-    lab.picture("7-training", "training-panel")
+    lab.picture("7-training", "training-panel-shown")
     cell.get_by_role("button", name="Stop").click()
     start = time.perf_counter()
     sentence = cell.get_by_text(re.compile(r"stopped after [\d,]+ of 3,000 steps"))
@@ -298,19 +302,19 @@ def test_training_moves_the_curve_and_stop_keeps_what_was_trained(lab):
     steps = re.search(r"after ([\d,]+) of", sentence.first.inner_text())[1].replace(",", "")
     assert steps in row.locator("td").all_inner_texts(), "the steps that were run"
     expect(cell.get_by_role("button", name="Train")).to_be_enabled()
-    lab.picture("8-stopped", "training-panel")
+    lab.picture("8-stopped", "training-panel-shown")
 
 
 def test_a_trained_model_joins_those_of_the_studio(lab):
-    choice = lab.control("studio", "model").locator("select")
-    lab.answer("studio", lambda: choice.select_option("your model 1"))
-    lab.picture("9-own-model", "studio")
-    assert "your model 1" in lab.shown("studio").inner_text()
+    choice = lab.control("studio-panel", "model").locator("select")
+    lab.answer("studio-panel", lambda: choice.select_option("your model 1"))
+    lab.picture("9-own-model", "studio-panel")
+    assert "your model 1" in lab.shown("studio-panel").inner_text()
 
 
 def test_stop_is_heard_while_the_network_to_compare_with_is_trained(lab):
-    cell = lab.cell("training-panel")
-    lab.slide("training-panel", "steps", 30_000)
+    cell = lab.cell("training-panel-shown")
+    lab.slide("training-panel-shown", "steps", 30_000)
     cell.get_by_role("button", name="Train").click()
     expect(cell.get_by_text("first Model 2's network").first).to_be_visible()
     cell.get_by_role("button", name="Stop").click()
@@ -320,13 +324,13 @@ def test_stop_is_heard_while_the_network_to_compare_with_is_trained(lab):
 
 
 def test_training_that_diverges_says_so_and_what_to_try(lab):
-    cell = lab.cell("training-panel")
+    cell = lab.cell("training-panel-shown")
     settings = {"steps": 300, "hidden size": 64, "layers": 6, "learning rate": 10}
     for label, value in settings.items():
-        lab.slide("training-panel", label, value)
+        lab.slide("training-panel-shown", label, value)
     cell.get_by_role("checkbox").uncheck()
     cell.get_by_role("button", name="Train").click()
     sentence = cell.get_by_text(re.compile("your model 2 (diverged|stopped at step).*try a learn"))
     expect(sentence.first).to_be_visible(timeout=60 * SECOND)
-    lab.picture("10-diverged", "training-panel")
+    lab.picture("10-diverged", "training-panel-shown")
     expect(cell.locator("tbody tr")).to_have_count(1)
