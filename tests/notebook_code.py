@@ -27,36 +27,55 @@ def code_cells() -> list[nbformat.NotebookNode]:
     return [cell for cell in read_notebook().cells if cell.cell_type == "code"]
 
 
+def assigned_names(statement: ast.Assign | ast.AugAssign) -> list[str]:
+    """The names that an assignment sets; "" for what is no plain name."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    names = []
+    for target in targets:
+        parts = target.elts if isinstance(target, ast.Tuple) else [target]
+        names += [part.id if isinstance(part, ast.Name) else "" for part in parts]
+    return names
+
+
 def is_definition(statement: ast.stmt) -> bool:
-    """Whether a statement only defines: an import, a function, a class, a CONSTANT."""
+    """Whether a statement only defines: an import, a function, a class, a CONSTANT.
+
+    A `try` or an `if` counts where it begins with an import. X, C, W1, ... are no constants.
+    """
     if isinstance(statement, ast.Assign | ast.AugAssign):
-        one = isinstance(statement, ast.AugAssign)
-        targets = [statement.target] if one else statement.targets
-        targets = [e for t in targets for e in (t.elts if isinstance(t, ast.Tuple) else [t])]
-        targets = [t.value if isinstance(t, ast.Subscript) else t for t in targets]
-        names = [t.id if isinstance(t, ast.Name) else "" for t in targets]
-        return all(len(name) > 2 and name.isupper() for name in names)
+        return all(len(name) > 2 and name.isupper() for name in assigned_names(statement))
+    if isinstance(statement, ast.Try | ast.If):
+        return isinstance(statement.body[0], ast.Import | ast.ImportFrom)
     kinds = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
     return isinstance(statement, kinds)
 
 
-def definitions(**overrides: Any) -> SimpleNamespace:
-    """Execute the definitions of all cells, in order; `overrides` replace constants.
-
-    What the notebook computes from names.txt is made from a few names and the 26 letters. The
-    namespace itself is `vars(result)["globals"]`: names set there are seen by the functions.
-    """
+def computed_values() -> dict[str, Any]:
+    """What the notebook computes from its lists, here from a few names and 26 letters."""
     vocab = Vocabulary.from_names(["abcdefghijklmnopqrstuvwxyz"])
-    space: dict[str, Any] = {"vocab": vocab, "V": len(vocab), "leaderboard": {}}
-    space |= {"train_names": NAMES, "dev_names": OTHERS, "vowels": [1, 5, 9, 15, 21, 25]}
-    space |= {"known": set(NAMES), "real": set(OTHERS), "names": (NAMES + OTHERS) * 3}
-    space |= {"all_years": OTHERS, "best_alpha": 0.1, **overrides}
+    return {
+        "vocab": vocab,
+        "V": len(vocab),
+        "vowels": [vocab.stoi[letter] for letter in "aeiouy"],
+        "names": (NAMES + OTHERS) * 3,
+        "train_names": NAMES,
+        "dev_names": OTHERS,
+        "all_years": OTHERS,
+        "known": set(NAMES),
+        "real": set(OTHERS),
+        "best_alpha": 0.1,
+        "leaderboard": {},
+    }
+
+
+def definitions(**overrides: Any) -> SimpleNamespace:
+    """Execute the definitions of all cells, in order; `overrides` replace values.
+
+    The namespace itself is `definitions().globals`: names set there are seen by the functions.
+    """
+    space = {**computed_values(), **overrides}
     for cell in code_cells():
-        for statement in ast.parse(cell.source).body:
-            if not is_definition(statement):
-                continue
-            code = compile(ast.Module([statement], []), f"<cell {cell['id']}>", "exec")
-            before = {name: space[name] for name in overrides}
-            exec(code, space)
-            space.update(before)  # what the test has set stays
+        for statement in filter(is_definition, ast.parse(cell.source).body):
+            exec(compile(ast.Module([statement], []), f"<cell {cell['id']}>", "exec"), space)
+            space.update(overrides)  # what the test has set stays
     return SimpleNamespace(**space, globals=space)
