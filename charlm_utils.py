@@ -17,26 +17,28 @@ import torch
 from torch import Tensor
 
 BOUNDARY = "."
+HEADINGS = {"name", "names", "first name", "firstname", "given name"}
+HEADINGS |= {"vorname", "prénom", "nombre"}  # not a name where it stands in the first line
 _SAME = dict.fromkeys(map(ord, "’‘‛ʼʻ＇`´′"), "'") | dict.fromkeys(map(ord, "‐‑–—−－﹣"), "-")
 
 
 def normalize_name(text: str, *, dotless: bool = False) -> str:
-    """Fold `text` to the one way in which a name is written here.
+    """Fold `text` to the one way in which a name is written here; '' stays ''.
 
-    Lower case (İ is i; with `dotless` I is ı, as in Turkish); Unicode's form NFKC: é is one
-    character however it was typed, ligatures and full-width letters are plain ones; one ' and
-    one - for all that look like them; single spaces. A name holds letters, their marks, and what
-    stands between letters in some orthography: ' - space · ・ ׳ ־ and the zero-width joiners.
-    '' stays ''. Raises ValueError that names the first character that does not belong.
+    Lower case (İ is i; with `dotless` I is ı, as in Turkish), Unicode's form NFKC, one ' and one -
+    for all that look like them, single spaces. A name holds letters, their marks, ' - ׳ ״, and
+    between letters space · ・ ־ and joiners. ValueError names the first character that is none.
     """
     name = unicodedata.normalize("NFKC", text.translate(_SAME)).replace("İ", "i")
     name = unicodedata.normalize("NFKC", (name.replace("I", "ı") if dotless else name).lower())
     name = re.sub(" +", " ", name.translate(_SAME).strip())
     for place, c in enumerate(name):
         inside = 0 < place and (place < len(name) - 1 or c == "\u200d")  # Malayalam may end so
-        allowed = "'- ·・׳־\u200c\u200d" if inside else "'-"
+        allowed = "'-׳״ ·・־\u200c\u200d" if inside else "'-׳״"
         if unicodedata.category(c)[0] not in "LM" and c not in allowed:
-            raise ValueError(f"{_shown(c)} in {name!r:.40} cannot be part of a name")
+            seen = c.isprintable()
+            shown = repr(c) if seen else f"U+{ord(c):04X} ({unicodedata.name(c, 'a control')})"
+            raise ValueError(f"{shown} in {name!r:.40} cannot be part of a name")
     if not name or any(unicodedata.category(c)[0] == "L" for c in name):
         return name
     raise ValueError(f"{name!r:.40} has no letter in it")
@@ -45,9 +47,10 @@ def normalize_name(text: str, *, dotless: bool = False) -> str:
 def load_names(path: str | Path, *, unique: bool = True) -> list[str]:
     """Read one name a line, folded by `normalize_name`, in the order of the file.
 
-    The file is UTF-8 (with or without BOM), its lines end in LF, CRLF or CR; blank lines are
-    ignored. If ı or İ occurs in it, I is ı. `unique=True` keeps only the first of equal names.
-    Raises FileNotFoundError, and ValueError for bytes that are not UTF-8 and lines without a name.
+    The file is UTF-8, with or without BOM; lines end in LF, CRLF or CR. Blank lines, quotes around
+    a name and a heading in the first line are left out. If ı or İ occurs in the file, I is ı.
+    `unique=True` keeps only the first of equal names. Raises FileNotFoundError, and ValueError for
+    bytes that are not UTF-8, lines that are no name and a file without names.
     """
     what = "give the path of a text file with one name a line."
     if not (path := Path(path)).is_file():
@@ -62,17 +65,34 @@ def load_names(path: str | Path, *, unique: bool = True) -> list[str]:
     dotless = "ı" in text or "İ" in unicodedata.normalize("NFC", text)
     lines, names, faults = text.split("\n"), [], []
     for number, line in enumerate(lines, start=1):
+        if number == 1 and line.strip().lower() in HEADINGS:
+            continue
         try:
-            names.append(normalize_name(line, dotless=dotless))
+            names.append(normalize_name(line.strip().strip('"'), dotless=dotless))
         except ValueError as error:
             faults.append(f"line {number}: {error}")
     if faults:
         more = f" (and {len(faults) - 1:,} more such lines)" if len(faults) > 1 else ""
-        advice = _table(lines) or "a line holds one name, of letters: mend or delete it."
-        raise ValueError(f"{path}, {faults[0]}{more}: {advice}")
+        raise ValueError(f"{path}, {faults[0]}{more}: {_advice(lines)}")
     if not (names := list(filter(None, names))):
         raise ValueError(f"{path} holds no names: {what}")
     return list(dict.fromkeys(names)) if unique else names
+
+
+def _advice(lines: Sequence[str]) -> str:
+    """What to do with a file of which some lines are no name."""
+    filled = [line for line in lines if line.strip()][:100]
+    for mark in "\t;,|":
+        columns = list(zip(*(line.split(mark) for line in filled)))  # as many as the shortest has
+        if len(columns) > 1 and len(filled) == 1 and not re.search(r"\d", filled[0]):
+            return "the names seem to stand on one line: give one name a line."
+        if len(columns) > 1:
+            texts = ["".join(column[1:] or column) for column in columns]
+            good = [not re.search(r"\d", text) and len(text) > 1.5 * len(filled) for text in texts]
+            place = f"column {good.index(True) + 1} holds" if any(good) else "one column may hold"
+            parted = "tabs" if mark == "\t" else repr(mark)
+            return f"this is a table, its columns parted by {parted}; {place} the names: keep it."
+    return "a line holds one name, of letters: mend or delete it."
 
 
 def split_names(
@@ -80,7 +100,6 @@ def split_names(
 ) -> tuple[list[str], list[str], list[str]]:
     """Shuffle `names` with `seed` and cut the list into a training, a dev and a test part.
 
-    Every entry lands in exactly one part: if no name repeats, the parts share no name.
     Raises ValueError for fractions that are not positive, do not sum to 1 or leave a part empty.
     """
     cuts = tuple(fractions)
@@ -178,9 +197,8 @@ def sample_names(
 
     `next_logits` maps contexts (B, context_size) int64 to logits (B, len(vocab)); B falls as names
     end. Characters are drawn from softmax(logits / temperature), among the `top_k` largest logits
-    if given; temperature 0 takes the likeliest. A name ends with '.' or at `max_length` characters,
-    prefix included. All runs on the generator's device; its state decides the names.
-    Raises ValueError for arguments out of range, and logits of another shape, NaN or infinite.
+    if given; temperature 0 takes the likeliest. A name ends with '.' or at `max_length`, prefix
+    included. All runs on the generator's device. Raises ValueError for arguments out of range.
     """
     _check_whole("context_size", context_size, 1)
     _check_whole("count", count, 0)
@@ -208,7 +226,10 @@ def sample_names(
             drawn = _draw(logits.to(device), temperature, top_k, generator)
             tokens[active, t] = drawn
             active = active[drawn != 0]
-    return _to_names(tokens[:, context_size:], vocab)
+    codes = torch.tensor(list(map(ord, vocab.itos)), dtype=torch.int32, device="cpu")
+    text = codes[tokens[:, context_size:].cpu()].numpy().tobytes().decode("utf-32-le")
+    starts = range(0, len(text), max_length + 1)  # one long string is far quicker than many ids
+    return [text[i : i + max_length + 1].partition(BOUNDARY)[0] for i in starts]
 
 
 def _draw(logits: Tensor, temperature: float, top_k: int | None, generator) -> Tensor:
@@ -230,50 +251,18 @@ def _draw(logits: Tensor, temperature: float, top_k: int | None, generator) -> T
     return torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)[:, 0]
 
 
-def _code_points(text: str) -> Tensor:
-    """The Unicode code points of `text`, (len(text),) int32."""
-    raw = bytearray(text.encode("utf-32-le", "surrogatepass"))
-    return torch.frombuffer(raw, dtype=torch.int32) if raw else torch.empty(0, dtype=torch.int32)
-
-
 def _lookup(text: str, vocab: Vocabulary) -> Tensor:
     """The ids of `text`, (len(text),) int64, -1 for a character that is not in `vocab`."""
-    known = _code_points("".join(vocab.itos))
-    highest = int(known.max())
-    table = torch.full((highest + 2,), -1)  # the last entry is for all beyond the highest known
+    known, codes = (
+        torch.frombuffer(bytearray(part.encode("utf-32-le", "surrogatepass")), dtype=torch.int32)
+        for part in ("".join(vocab.itos), text + BOUNDARY)  # no buffer may be empty
+    )
+    table = torch.full((int(known.max()) + 2,), -1)  # the last entry: beyond the highest known
     table[known] = torch.arange(len(vocab))
-    return table.index_select(0, _code_points(text).clamp(max=highest + 1))
-
-
-def _to_names(tokens: Tensor, vocab: Vocabulary) -> list[str]:
-    """Each row of ids (B, T), every one holding a 0, as the string before its first 0."""
-    width = tokens.shape[1]
-    codes = _code_points("".join(vocab.itos))[tokens.cpu()]
-    text = codes.numpy().tobytes().decode("utf-32-le")
-    return [text[i : i + width].partition(BOUNDARY)[0] for i in range(0, len(text), width)]
+    return table.index_select(0, codes[:-1].clamp(max=len(table) - 1))
 
 
 def _check_whole(name: str, value: int, low: int, high: int | None = None) -> None:
     if type(value) is not int or value < low or (high is not None and value > high):
         span = f"of at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be a whole number {span}, got {value!r}.")
-
-
-def _shown(c: str) -> str:
-    """A character for a message; one that cannot be seen by its number and name."""
-    seen = c.isprintable() and unicodedata.category(c)[0] != "M"
-    return repr(c) if seen else f"U+{ord(c):04X} ({unicodedata.name(c, 'a control character')})"
-
-
-def _table(lines: Sequence[str]) -> str:
-    """Advice if every line is cut into columns, else ''."""
-    some = [line for line in lines if line.strip()][:100]
-    for mark in "\t;,|":
-        columns = list(zip(*(line.split(mark) for line in some)))  # as many as the shortest has
-        texts = ["".join(column[1:] or column) for column in columns]
-        good = [not re.search(r"\d", text) and len(text) > 1.5 * len(some) for text in texts]
-        if len(columns) > 1:
-            what = f"column {good.index(True) + 1} holds" if any(good) else "one column may hold"
-            called = {"\t": "tabs"}.get(mark, repr(mark))
-            return f"this is a table, its columns parted by {called}; {what} the names: keep it."
-    return ""
