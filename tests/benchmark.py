@@ -2,7 +2,7 @@
 
 Everything is measured in one process, the two sides of a comparison in turns, one thread each;
 the figures are medians over the rounds. The layers, the loop and the sampling are taken from the
-notebook's own cells. `--long` trains the 200,000-step config whole (minutes) instead of
+notebook's own cells. `--long` trains the 200,000-step run of the lecture whole (minutes) instead of
 extrapolating its time.
 
 (a) to (f) are about the MLP and its helpers, (g) about the one-block Transformer: a training step
@@ -37,9 +37,9 @@ from charlm_utils import (
 
 ROUNDS = 15
 TARGET = 2.105  # the published dev loss of the 12,097-parameter model, repeats kept
-RECIPE_STEPS, MEASURED_STEPS = 200_000, 20_000
+LECTURE_STEPS, MEASURED_STEPS = 200_000, 20_000
 LADDER = (5_000, 7_500, 10_000, 15_000, 20_000, 30_000)
-# 42 is the notebook's split. On split 1 the config itself ends nearest to the published figure.
+# 42 is the notebook's split. On split 1 its run ends nearest to the published figure.
 SPLIT_SEEDS = (1, 42)
 
 torch.set_num_threads(1)
@@ -131,7 +131,7 @@ class IdiomaticTransformer(nn.Module):
         self.heads = heads
         self.tokens, self.positions = nn.Embedding(27, dim), nn.Embedding(16, dim)
         self.norm_1, self.qkv = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim)
-        self.answers = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
         self.norm_2, self.wide = nn.LayerNorm(dim), nn.Linear(dim, widen * dim)
         self.gelu, self.narrow = (
             nn.GELU(approximate="tanh"),
@@ -144,7 +144,7 @@ class IdiomaticTransformer(nn.Module):
         q, k, v = self.qkv(self.norm_1(x)).chunk(3, dim=2)
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
-        x = x + self.answers(y.transpose(1, 2).flatten(2))
+        x = x + self.output(y.transpose(1, 2).flatten(2))
         x = x + self.narrow(self.gelu(self.wide(self.norm_2(x))))
         return self.logits(self.norm_3(x))
 
@@ -358,7 +358,7 @@ def bench_tricks() -> None:
         for name in plain_forms(ours()[0]):
             with_it, without = ours()[0], ours()[0]
             plain_forms(without)[name]()
-            without.own = [set(vars(part)) for part in without.parts()]  # forget() keeps it
+            without.lasting = [set(vars(part)) for part in without.parts()]  # forget() keeps it
             n = 20 if "index_add" in name else steps
             runs = [trainer(network, n, batch_size) for network in (with_it, without)]
             mine, plain = (t / n * 1e6 for t in in_turns(*runs))
@@ -372,7 +372,7 @@ def bench_tricks() -> None:
 
 
 def bench_time_to_target(long: bool) -> None:
-    """(d) seconds to a dev loss of 2.105, repeats kept, against the whole of the known config.
+    """(d) seconds to a dev loss of 2.105, repeats kept, against the 200,000 steps of the lecture.
 
     With a rate that falls to 0 a run is best at its end, so ours is the shortest of a ladder of
     runs that ends at the target or below. Evaluating is not counted on either side.
@@ -385,17 +385,17 @@ def bench_time_to_target(long: bool) -> None:
         )
         torch.manual_seed(split_seed)
         model = idiomatic()
-        measured = RECIPE_STEPS if long else MEASURED_STEPS
-        half_way = RECIPE_STEPS // 2
+        measured = LECTURE_STEPS if long else MEASURED_STEPS
+        half_way = LECTURE_STEPS // 2
         rate = [0.1] * half_way + [0.01] * half_way
         run = functools.partial(train_idiomatic, model, data, measured, 32, rate.__getitem__)
-        theirs = seconds(run) * RECIPE_STEPS / measured
+        theirs = seconds(run) * LECTURE_STEPS / measured
         levels = {f"{TARGET}": TARGET}
         if long:
             their_end = F.cross_entropy(model.eval()(dev[0]), dev[1]).item()
             levels[f"its own end, {their_end:.4f}"] = their_end
         else:
-            print(f"    below, the config's time is that of {measured:,} steps, extrapolated")
+            print(f"    below, the time of its run is that of {measured:,} steps, extrapolated")
 
         runs = []  # (dev loss at the end, steps, seconds)
         for steps in LADDER:
@@ -454,8 +454,8 @@ def bench_transformer(steps: int = 100) -> None:
         works.append(functools.partial(train_idiomatic_transformer, *arguments, steps, trim))
 
     # The same block, gradient and optimizer: the same losses, from the same parameters.
-    twin = IdiomaticTransformer().take(network)
-    theirs = train_idiomatic_transformer(twin, adamw(twin, None), data, 5, trim=True)
+    same = IdiomaticTransformer().take(network)
+    theirs = train_idiomatic_transformer(same, adamw(same, None), data, 5, trim=True)
     difference = max(abs(a - b) for a, b in zip(train_ours(5), theirs, strict=True))
     assert difference < 1e-4, f"not the same block: losses differ by {difference}"
 
@@ -470,9 +470,9 @@ def bench_transformer(steps: int = 100) -> None:
 
 
 def bench_first_names() -> None:
-    """Run the notebook in a new kernel, in full, up to the first names that a model writes."""
+    """Run the notebook in a new kernel, in full, up to the names of section 1."""
     notebook = read_notebook()
-    last = next(i for i, cell in enumerate(notebook.cells) if cell.id == "first-names")
+    last = next(i for i, cell in enumerate(notebook.cells) if cell.id == "walk-names")
     notebook.cells = notebook.cells[: last + 1]
     resources = {"metadata": {"path": str(ROOT)}}
     taken = seconds(lambda: NotebookClient(notebook, resources=resources).execute())
