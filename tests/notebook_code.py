@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -72,8 +73,12 @@ def definitions(**overrides: Any) -> SimpleNamespace:
     """Execute the definitions of all cells, in order; `overrides` replace values.
 
     The namespace itself is `definitions().globals`: names set there are seen by the functions.
+    It is a module's, so that forked processes can be told which function to run.
     """
-    space = {**computed_values(), **overrides}
+    module = ModuleType(f"notebook_{len(sys.modules)}")
+    sys.modules[module.__name__] = module
+    space = vars(module)
+    space.update(computed_values() | overrides)
     for cell in code_cells():
         for statement in filter(is_definition, ast.parse(cell.source).body):
             exec(compile(ast.Module([statement], []), f"<cell {cell['id']}>", "exec"), space)

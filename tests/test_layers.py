@@ -227,21 +227,6 @@ def test_a_whole_network_has_the_loss_and_gradient_of_one_in_torchs_own_function
         assert nb.relative_error(getattr(layer, "d" + name), leaf.grad) < LIMIT, name
 
 
-def test_finite_differences_agree_as_a_second_check(nb):
-    network = small(nb, hidden_sizes=(5,)).to(torch.float64)
-    (X, Y), loss, step = network.examples(NAMES[:5]), nb.CrossEntropy(), 1e-6
-    with nb.training_mode(network):
-        loss.forward(network.forward(X), Y)
-        network.backward(loss.backward())
-        for i in range(0, network.size, 30):
-            losses = []
-            for change in (step, -2 * step, step):  # up, down, and back
-                network.parameters[i] += change
-                losses.append(loss.forward(network.forward(X), Y).item())
-            slope = (losses[0] - losses[1]) / (2 * step)
-            assert slope == pytest.approx(network.gradient[i].item(), rel=1e-4, abs=1e-8)
-
-
 def test_the_fifty_lines_of_section_1_have_the_gradients_of_autograd_and_learn(nb, capsys):
     cells = {cell.id: cell.source for cell in code_cells() if cell.id.startswith("walk-")}
     walk = {"NAMES_FILE": ROOT / "names.txt", "FAST": True}
@@ -296,15 +281,6 @@ def test_equal_configs_make_equal_networks_and_each_setting_counts(nb):
     for frozen in (tree, nb.TransformerConfig()):
         with pytest.raises(AttributeError):  # a network keeps it: it must not change
             frozen.seed = 5
-
-
-@pytest.mark.parametrize("options", [{}, {"batch_norm": False, "dropout": 0.5}])
-def test_a_pair_of_networks_shares_its_initial_weights(nb, options):
-    without = small(nb, hidden_sizes=(8, 8), batch_norm=False)
-    other = small(nb, hidden_sizes=(8, 8), **options)
-    for kind, name in (("embedding", "C"), ("linear", "W")):
-        for a, b in zip(without.find(kind), other.find(kind), strict=True):
-            assert torch.equal(getattr(a, name), getattr(b, name))
 
 
 def test_initial_weights_have_the_scale_of_their_name(nb):

@@ -57,7 +57,7 @@ def stored_faults(nb):
                 yield f"{cell.id}: an error or a warning"
             if "Warning" in text:
                 yield f"{cell.id}: {text[:80]}"
-            if "s left" in plain or plain.strip() == "...":
+            if plain.startswith("step ") or plain.strip() == "...":
                 yield f"{cell.id}: an unfinished line of progress"
     machine = r"(?<![\w.])/(?:home|root|tmp|usr|opt|work|Users)/[\w./-]+|[A-Z]:\\\\\w+"
     yield from re.findall(machine, nbformat.writes(nb))
@@ -90,7 +90,7 @@ def test_a_fault_in_a_stored_run_is_seen():
         nbformat.v4.new_output("stream", text="/home/me/names.txt"),
         nbformat.v4.new_output("stream", name="stderr", text="careful"),
         nbformat.v4.new_output("stream", text="a UserWarning: careful"),
-        nbformat.v4.new_output("display_data", {"text/plain": "step 3 of 9, 2 s left"}),
+        nbformat.v4.new_output("display_data", {"text/plain": "step 3 of 9, loss 2"}),
     ):
         assert broken(lambda nb, output=output: code_of(nb)[3].update(outputs=[output]))
 
@@ -303,8 +303,7 @@ def test_any_cell_run_again_in_any_order_shows_the_same(kernel):
 
 
 REPORT = """import json
-print(json.dumps({"board": board_rows, "bn": bn_rows, "findings": findings,
-                  "seeds": len(SEEDS)}))"""
+print(json.dumps({"board": board_rows, "findings": findings}))"""
 
 
 def test_what_other_programs_read_at_the_end_is_there(kernel):
@@ -312,12 +311,6 @@ def test_what_other_programs_read_at_the_end_is_there(kernel):
     keys = ["model", "parameters", "steps", "seconds", "train", "dev", "test"]
     assert all(list(row) == keys and row["dev"] > 0 and row["test"] > 0 for row in report["board"])
     assert len({row["model"] for row in report["board"]}) == len(report["board"])
-    conditions = {
-        (*row["hidden_sizes"], row["init"], row["learning_rate"], row["batch_norm"], row["seed"])
-        for row in report["bn"]
-    }
-    assert len(report["bn"]) == len(conditions) == 2 * 2 * 4 * 2 * report["seeds"]
-    assert all(row["dev"] > 0 for row in report["bn"])
     assert all(len(row) == 5 and isinstance(row[4], bool) for row in report["findings"])
 
 
@@ -346,10 +339,10 @@ for number, runs in enumerate((*STUDIES, scaling_runs, fair_runs)):
         network, config = row["network"], row["network"].config
         faults += [(k, v) for k, v in row.items() if getattr(config, k, v) != v]
         faults += ["size"] * (row["size"] != len(network.parameters))
-        if isinstance(config, Config):
+        if hasattr(config, "hidden_sizes"):
             hidden, kind = len(config.hidden_sizes), getattr(config, "activation", "tanh")
-            activations = {type(layer) for layer in network.find("activation")}
-            faults += ["activation"] * (activations != {ACTIVATIONS[kind]})
+            activations = {type(layer).__name__ for layer in network.find("activation")}
+            faults += ["activation"] * (activations != {ACTIVATIONS[kind].__name__})
             norms, drops = len(network.find("batch norm")), len(network.find("dropout"))
             faults += ["norm"] * (norms != config.batch_norm * hidden)
             faults += ["dropout"] * (drops != (getattr(config, "dropout", 0) > 0) * hidden)
@@ -403,7 +396,7 @@ def test_dials_turned_work_at_once_in_any_section(kernel):
 
 def test_an_interrupt_in_mid_training_leaves_a_network_that_can_be_used(kernel):
     def interrupt(text):
-        if "s left" in text:
+        if "'step " in text:
             time.sleep(0.2)
             kernel.manager.interrupt_kernel()
 
@@ -487,10 +480,8 @@ def test_another_list_runs_as_well(tmp_path, kind):
             shown += kernel.cell(cell)
     finally:
         kernel.close()
-    said = [text for text in shown if "Glyph" not in text]
-    assert any("can be written in these letters" in text for text in said)
-    assert any("no question about them" in text for text in said), "no vowels of ours"
-    assert not any(re.search(r"\bnan\b", text) for text in said if "image/png" not in text)
+    assert any("can be written in these letters" in text for text in shown)
+    assert not any(re.search(r"\bnan\b", text) for text in shown if "image/png" not in text)
 
 
 def test_a_list_that_is_too_short_is_refused_with_the_number(kernel, tmp_path):

@@ -108,15 +108,6 @@ def test_temperature_top_k_and_top_p_are_those_of_the_papers(nb, networks, open_
         assert torch.allclose(theirs, shaped(logits, *settings), atol=1e-5)
 
 
-def test_characters_are_drawn_as_often_as_their_probability_says(networks, open_page):
-    page = open_page(networks["tanh"])
-    drawn = page.evaluate("Array.from({length: 20000}, () => chars.indexOf(draw('em')[0]))")
-    share = torch.bincount(torch.tensor(drawn), minlength=27) / len(drawn)
-    p = torch.tensor(page.evaluate("probabilities('em')"))
-    off = (share - p).abs() - 10 / len(drawn)  # for the rare ones, which are no normal numbers
-    assert (off < 6 * (p * (1 - p) / len(drawn)).sqrt()).all()
-
-
 def test_everything_can_be_done_with_the_keyboard_alone(networks, open_page):
     page = open_page(networks["tanh"], width=390)
     active = lambda: page.evaluate("document.activeElement.id")  # noqa: E731
@@ -151,7 +142,7 @@ def test_everything_can_be_done_with_the_keyboard_alone(networks, open_page):
     page.keyboard.press("Tab")
     assert active() == "name"
     page.keyboard.type("Ava")
-    assert [row[0] for row in page.locator("#surprises tr").all_inner_texts()] == [*"ava."]
+    assert [row[0] for row in page.locator("#surprisals tr").all_inner_texts()] == [*"ava."]
 
 
 def test_the_sliders_are_heard_by_tables_and_draws(networks, open_page):
@@ -219,7 +210,7 @@ def test_drawing_goes_on_to_the_end_of_a_name_and_back_to_what_was_typed(network
 def test_the_surprisals_of_a_name_are_those_of_the_notebook(networks, open_page):
     page = open_page(networks["ReLU"])
     page.fill("#name", "Olivia")
-    shown = [float(text) for text in page.locator("#surprises td").all_inner_texts()]
+    shown = [float(text) for text in page.locator("#surprisals td").all_inner_texts()]
     ours = networks["ReLU"].surprisals(["olivia"]).tolist()
     assert shown == pytest.approx(ours, abs=0.006)
     said = re.fullmatch(
@@ -289,24 +280,3 @@ def test_the_stored_page_is_that_of_the_stored_run_and_says_the_same(open_page):
     ours = (-torch.tensor([float(s) for s in surprisals])).exp()
     assert theirs.shape == ours.shape and (theirs - ours).abs().max() < 1e-5
     assert page.locator("#name").input_value() == name
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_bars_and_background(networks, open_page, scheme):
-    page = open_page(networks["tanh"], color_scheme=scheme)
-    contrasts = page.evaluate("""() => {
-        const pad = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-        const light = color => {
-            pad.fillStyle = color;
-            pad.fillRect(0, 0, 1, 1);
-            const [r, g, b] = [...pad.getImageData(0, 0, 1, 1).data].map(v => v / 255)
-                .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-            return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
-        };
-        const probe = document.body.appendChild(document.createElement("i"));
-        const shade = value => { probe.style.color = value; return getComputedStyle(probe).color };
-        const text = light(shade("CanvasText"));
-        return ["Canvas", "var(--before)", "var(--after)"].map(shade).map(light)
-            .map(other => Math.max(text, other) / Math.min(text, other));
-    }""")
-    assert min(contrasts) >= 4.5, contrasts
