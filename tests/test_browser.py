@@ -1,8 +1,8 @@
 """The playground as a reader uses it: JupyterLab, headless Chromium, one run of all cells.
 
 Needs playwright (pip) and chromium (the system's). Without them these tests are skipped with a
-reason, unless CHARLM_BROWSER=required: then they fail. SCREENSHOTS names a folder for pictures of
-each stage. The tests share one page and run in the order of this file.
+reason, unless CHARLM_BROWSER=required: then they fail. The tests share one page and run in the
+order of this file.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ RUN_ALL = """async (limit) => {
 class Playground:
     """The page with the notebook, every cell of it executed."""
 
-    def __init__(self, page: Page, pictures: Path) -> None:
-        self.page, self.pictures = page, pictures
+    def __init__(self, page: Page) -> None:
+        self.page = page
 
     def cell(self, cell_id: str) -> Locator:
         return self.page.locator(f'[data-cell="{cell_id}"]')
@@ -88,13 +88,6 @@ class Playground:
         before = self.shown(cell_id).inner_text()
         act()
         expect(self.shown(cell_id)).not_to_have_text(before, use_inner_text=True, timeout=ANSWER)
-
-    def picture(self, name: str, cell_id: str) -> None:
-        """A screenshot of one cell's controls and what they show."""
-        outputs = self.cell(cell_id).locator(".jp-Cell-outputWrapper")
-        outputs.scroll_into_view_if_needed()
-        self.page.wait_for_timeout(SECOND / 5)  # for pictures, that change the place of others
-        outputs.screenshot(path=self.pictures / f"{name}.png")
 
 
 def free_port() -> int:
@@ -148,19 +141,15 @@ def address(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def lab(address, tmp_path_factory) -> Iterator[Playground]:
+def lab(address) -> Iterator[Playground]:
     """The notebook in a browser after Run All."""
-    pictures = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    pictures.mkdir(parents=True, exist_ok=True)
     with launched() as browser:
         page = browser.new_page(viewport={"width": 1300, "height": 1200})
         page.set_default_timeout(10 * SECOND)
         page.goto(address)
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60 * SECOND)
-        start = time.perf_counter()
         page.evaluate(RUN_ALL, SLOW)
-        print(f"run all: {time.perf_counter() - start:.0f} s")
-        yield Playground(page, pictures)
+        yield Playground(page)
 
 
 def names_in(text: str) -> list[str]:
@@ -182,7 +171,6 @@ def test_every_cell_runs_and_every_widget_appears(lab):
     controls = {"studio-panel": 5, "studio-surprisal": 2, "training-panel-shown": 9}
     for cell_id, count in controls.items():
         expect(lab.cell(cell_id).locator(".widget-inline-hbox")).to_have_count(count)
-        lab.picture(f"1-{cell_id}", cell_id)
     outputs = lab.page.locator(".jp-OutputArea")
     for message in ("Error displaying widget", "Loading widget", "Traceback", "Model not found"):
         expect(outputs.filter(has_text=message)).to_have_count(0)
@@ -198,7 +186,6 @@ def test_a_link_of_the_contents_leads_to_its_heading(lab, title):
 def test_every_name_of_the_studio_begins_with_the_prefix(lab):
     lab.answer("studio-panel", lambda: lab.write("studio-panel", "prefix", " Mar"))
     names = names_in(lab.shown("studio-panel").inner_text())
-    lab.picture("2-prefix", "studio-panel")
     assert len(names) == 24
     assert all(name.startswith("Mar") for name in names)
 
@@ -206,7 +193,6 @@ def test_every_name_of_the_studio_begins_with_the_prefix(lab):
 def test_a_prefix_that_no_name_can_have_is_answered_by_one_sentence(lab):
     lab.answer("studio-panel", lambda: lab.write("studio-panel", "prefix", "a1"))
     text = lab.shown("studio-panel").inner_text().strip()
-    lab.picture("3-wrong-prefix", "studio-panel")
     assert text.startswith("'1'") and text.count(".") == 1 and "\n" not in text
     lab.answer("studio-panel", lambda: lab.write("studio-panel", "prefix", ""))
     assert len(names_in(lab.shown("studio-panel").inner_text())) == 24
@@ -216,7 +202,6 @@ def test_the_temperature_changes_the_names(lab):
     before = names_in(lab.shown("studio-panel").inner_text())
     handle = lab.control("studio-panel", "temperature").locator(".noUi-handle")
     lab.answer("studio-panel", lambda: handle.press("ArrowLeft"))
-    lab.picture("4-temperature", "studio-panel")
     assert names_in(lab.shown("studio-panel").inner_text()) != before
     lab.answer("studio-panel", lambda: lab.slide("studio-panel", "temperature", 0))
     assert len(set(names_in(lab.shown("studio-panel").inner_text()))) == 1, (
@@ -234,24 +219,9 @@ def test_the_button_draws_other_names(lab):
     assert len(names) == len(before) and names != before
 
 
-def test_each_model_answers_with_names_of_its_own(lab):
-    choice = lab.control("studio-panel", "model").locator("select")
-    seen = set()
-    for name in choice.locator("option").all_inner_texts():
-        name = name.replace("\N{NO-BREAK SPACE}", " ")
-        if name != choice.evaluate("select => select.value"):
-            lab.answer("studio-panel", lambda name=name: choice.select_option(name))
-        text = lab.shown("studio-panel").inner_text()
-        assert name in text.splitlines()[-1]
-        seen.add(text.splitlines()[0])
-    lab.picture("5-model", "studio-panel")
-    assert len(seen) == choice.locator("option").count()
-
-
 def test_the_surprisal_of_each_letter_of_a_typed_name_appears(lab):
     lab.answer("studio-surprisal", lambda: lab.write("studio-surprisal", "name", "Matilda"))
     text = lab.shown("studio-surprisal").inner_text()
-    lab.picture("6-surprisal", "studio-surprisal")
     cells = lab.shown("studio-surprisal").locator("td").all_inner_texts()
     assert cells[:8] == [*"Matilda."] and all(re.fullmatch(r"\d+\.\d", c) for c in cells[8:])
     assert len(cells) == 16, "each letter over its surprisal"
@@ -266,29 +236,22 @@ def test_training_moves_the_curve_and_stop_keeps_what_was_trained(lab):
         lab.slide("training-panel-shown", label, value)
     cell.get_by_role("button", name="Train").click()
     expect(cell.get_by_role("button", name="Train")).to_be_disabled()
-    start = time.perf_counter()
     expect(lab.image("training-panel-shown")).not_to_have_attribute(
         "src", before, timeout=60 * SECOND
     )
-    print(f"train: {time.perf_counter() - start:.1f} s to the first picture")
-    lab.picture("7-training", "training-panel-shown")
     cell.get_by_role("button", name="Stop").click()
-    start = time.perf_counter()
     sentence = cell.get_by_text(re.compile(r"stopped after [\d,]+ of 3,000 steps"))
     sentence.first.wait_for(timeout=20 * SECOND)  # expect() would look once a second only
-    print(f"train: {time.perf_counter() - start:.1f} s from Stop to the sentence")
     row = cell.locator("tbody tr").filter(has_text=re.compile(r"your\smodel\s1"))
     expect(row).to_have_count(1)
     steps = re.search(r"after ([\d,]+) of", sentence.first.inner_text())[1].replace(",", "")
     assert steps in row.locator("td").all_inner_texts(), "the steps that were run"
     expect(cell.get_by_role("button", name="Train")).to_be_enabled()
-    lab.picture("8-stopped", "training-panel-shown")
 
 
 def test_a_trained_model_joins_those_of_the_studio(lab):
     choice = lab.control("studio-panel", "model").locator("select")
     lab.answer("studio-panel", lambda: choice.select_option("your model 1"))
-    lab.picture("9-own-model", "studio-panel")
     assert "your model 1" in lab.shown("studio-panel").inner_text()
 
 
@@ -301,5 +264,4 @@ def test_training_that_diverges_says_so_and_what_to_try(lab):
     cell.get_by_role("button", name="Train").click()
     sentence = cell.get_by_text(re.compile("your model 2 (diverged|stopped at step).*try a learn"))
     expect(sentence.first).to_be_visible(timeout=60 * SECOND)
-    lab.picture("10-diverged", "training-panel-shown")
     expect(cell.locator("tbody tr")).to_have_count(1)

@@ -150,17 +150,6 @@ def test_dropout_drops_its_share_keeps_the_mean_and_draws_anew(nb):
             nb.Dropout(rate, 1)
 
 
-def test_padding_is_left_out_and_put_back(nb):
-    rows = nb.Rows()
-    ids, positions = rows.read(torch.cat([PADDED, torch.full((3, 2), -1)], 1))
-    assert ids.tolist() == [0, 1, 2, 3, 0, 4, 0, 9, 9, 9, 9]
-    assert positions.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2, 3, 4]
-    x = random(11, 2)
-    table = rows.spread(x)
-    assert table.shape == (3, 5, 2) and (table[1, 2:] == 0).all()
-    assert torch.equal(rows.collect(table), x)
-
-
 # Whole networks
 
 

@@ -55,13 +55,6 @@ def test_wider_contexts_and_any_number_of_them_give_the_same_logits(nb, models, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_names_are_evaluated_in_parts_with_the_same_result(nb, models, kind):
-    model, many = models[kind], OTHERS * 900  # over 2 ** 14 characters
-    one = model.surprisals(OTHERS)
-    assert torch.allclose(model.surprisals(many), one.repeat(900), atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_sampling_is_seeded_and_takes_the_helpers_options(nb, models, kind):
     model = models[kind]
     names = model.sample(40, prefix="ab", max_length=6)
@@ -282,24 +275,6 @@ def test_update_ratios_are_those_of_the_weight_matrices(nb):
     expected = (network.views(change)[1].std() / W.std()).log10().item()
     assert history.seen[-1][1][0] == pytest.approx(expected)
     assert history.seen[-1][1][1] == -math.inf
-
-
-def test_the_wrong_mode_depends_on_the_batch_and_spoils_nothing(nb):
-    network = small(nb)
-    fit(nb, network)
-    kept = [t.clone() for t in network.tensors()]
-    assert abs(nb.training_mode_loss(network, OTHERS, 4) - network.loss(OTHERS)) > 1e-3
-    assert all(map(torch.equal, kept, network.tensors()))
-
-
-def test_smoothing_is_a_moving_mean(nb):
-    assert nb.smooth([1.0, 2.0, 3.0, 6.0], 2).tolist() == pytest.approx([1.5, 2.5, 4.5])
-    assert nb.smooth([1.0, 3.0], 10).tolist() == pytest.approx([2.0])
-
-
-def test_random_tanh_layers_keep_their_scale_with_gain_5_3_and_fade_with_less(nb):
-    healthy, fading = nb.depth_profile(5 / 3, width=100), nb.depth_profile(0.5, width=100)
-    assert len(healthy) == 10 and 0.5 < healthy[-1] < 0.8 and fading[-1] < 0.01
 
 
 def test_the_loss_by_place_is_the_mean_of_the_names_that_have_it(nb):

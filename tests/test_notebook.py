@@ -2,7 +2,6 @@
 
 import ast
 import copy
-import json
 import os
 import random
 import re
@@ -302,63 +301,6 @@ def test_any_cell_run_again_in_any_order_shows_the_same(kernel):
         assert changed(kernel, twice) == [], f"section {number} in the order {order}"
 
 
-REPORT = """import json
-print(json.dumps({"board": board_rows, "findings": findings}))"""
-
-
-def test_what_other_programs_read_at_the_end_is_there(kernel):
-    report = json.loads(kernel.run(REPORT)[0])
-    keys = ["model", "parameters", "steps", "seconds", "train", "dev", "test"]
-    assert all(list(row) == keys and row["dev"] > 0 and row["test"] > 0 for row in report["board"])
-    assert len({row["model"] for row in report["board"]}) == len(report["board"])
-    assert all(len(row) == 5 and isinstance(row[4], bool) for row in report["findings"])
-
-
-SLOWER = """for model in leaderboard.values():
-    model.seconds = 7 * model.seconds
-was = {row["model"]: row["seconds"] or -1 for row in board_rows}
-before = [(claim[0], claim[1], claim[-1]) for claim in findings]"""
-SAME = "print(before == [(claim[0], claim[1], claim[-1]) for claim in findings])"
-
-
-def test_nothing_rests_on_seconds(kernel):
-    """Were every model slower, other seconds would be shown, but no finding would change."""
-    kernel.run(SLOWER)
-    section = kernel.sections[16]
-    masked = [kernel.cell(cell) for cell in section]
-    assert masked == [kernel.first[cell.id] for cell in section]
-    assert kernel.run(SAME)[0].strip() == "True"
-    slower = "print(sum(row['seconds'] == 7 * was[row['model']] for row in board_rows))"
-    assert int(kernel.run(slower)[0]) > 10, "the seconds had not been changed"
-
-
-ROWS = """faults, starts = [], {}
-STUDIES = arm_runs, embedding_runs, init_runs, bn_runs, dropout_runs, search_runs, context_runs
-for number, runs in enumerate((*STUDIES, scaling_runs, fair_runs)):
-    for row in runs:
-        network, config = row["network"], row["network"].config
-        faults += [(k, v) for k, v in row.items() if getattr(config, k, v) != v]
-        faults += ["size"] * (row["size"] != len(network.parameters))
-        if hasattr(config, "hidden_sizes"):
-            hidden, kind = len(config.hidden_sizes), getattr(config, "activation", "tanh")
-            activations = {type(layer).__name__ for layer in network.find("activation")}
-            faults += ["activation"] * (activations != {ACTIVATIONS[kind].__name__})
-            norms, drops = len(network.find("batch norm")), len(network.find("dropout"))
-            faults += ["norm"] * (norms != config.batch_norm * hidden)
-            faults += ["dropout"] * (drops != (getattr(config, "dropout", 0) > 0) * hidden)
-            widths = [linear.W.shape[1] for linear in network.find("linear")[:-1]]
-            faults += ["widths"] * (widths != list(config.hidden_sizes))
-        start = tuple(config.make().parameters[:50].tolist())
-        starts.setdefault((number, config.seed), set()).add(start)
-    seeds = [starts_of_seed for (n, seed), starts_of_seed in starts.items() if n == number]
-    faults += ["seeds start alike"] * (len(seeds) > 1 and not set.isdisjoint(*seeds[:2]))
-print(faults)"""
-
-
-def test_the_rows_of_every_study_are_of_the_networks_that_they_name(kernel):
-    assert kernel.run(ROWS)[0].strip() == "[]"
-
-
 DIALS = {"HIDDEN_SIZE": 60, "CONTEXT_SIZE": 2, "EMBEDDING_DIM": 4, "BATCH_SIZE": 64}
 DIALS |= {"LEARNING_RATE": 0.05, "STEPS": 150}
 STATE = """m = {}
@@ -441,19 +383,6 @@ def test_a_wrong_setting_stops_with_one_sentence(kernel, setting, section, sente
         assert shown[-1].startswith(sentence)
     finally:
         kernel.run(parameters.source)
-
-
-def test_without_the_helper_python_names_it_and_the_text_above_says_what_to_do(tmp_path):
-    kernel, nb = Kernel(cwd=tmp_path), read_notebook()
-    try:
-        parameters, first = code_of(nb)[:2]
-        kernel.run(parameters.source)
-        shown = kernel.run(first.source, fails=True)
-    finally:
-        kernel.close()
-    assert shown[-1] == "ModuleNotFoundError: No module named 'charlm_utils'"
-    text_above = nb.cells[nb.cells.index(first) - 1].source
-    assert "clone the whole repository" in text_above
 
 
 # Lists as others have them: letters, number, shortest and longest name, and settings

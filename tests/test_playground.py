@@ -7,7 +7,6 @@ import pickle
 import random
 import re
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -158,11 +157,6 @@ def test_a_try_that_diverges_says_so_and_is_not_kept(play):
     assert not play.tries and "your model 1" not in play.models
 
 
-def test_a_batch_larger_than_the_data_gets_one_sentence(play):
-    with pytest.raises(ValueError, match="No batch of 10000000 can be had"):
-        play.train_own(DIALS | {"batch": 10**7})
-
-
 @pytest.mark.parametrize("losses", [[], [3.0], [3.0, 9e9], [3.0] * 5_000])
 def test_the_curve_is_drawn_for_no_step_for_one_and_for_many(play, losses):
     (ax,) = play.draw_training(play.History(loss=losses)).axes
@@ -289,60 +283,3 @@ def test_settings_that_could_not_be_read_again_are_refused_when_saving(play, tmp
     good = {"a": [1, 2.5, None, True, "x"], "b": {"c": (1,)}}
     play.save_model(play.models["small"], tmp_path / "model.pt", **good)
     assert play.load_model(tmp_path / "model.pt")[1] == good
-
-
-class Thing:
-    """Stands in for a widget or a display handle."""
-
-    def __init__(self, *args, **options):
-        self.disabled, self.clicked, self.options, self.value = False, [], [], None
-
-    def on_click(self, do):
-        self.clicked.append(do)
-
-    def update(self, *_, **options):
-        pass
-
-
-def test_clicks_that_queued_up_start_one_training_only(play):
-    space, started, go = play.globals, [], threading.Event()
-
-    def slow(values, watch=None, stop=None):
-        started.append(threading.current_thread())
-        go.wait(5)
-        return play.model_2, "done"
-
-    buttons = []
-    real = play.widgets.Button
-
-    class Widgets:
-        def __getattr__(self, name):
-            return getattr(play.widgets, name)
-
-        def Button(self, **options):
-            buttons.append(real(**options))
-            return buttons[-1]
-
-    space |= {"widgets": Widgets(), "display": lambda *a, **o: Thing(), "train_own": slow}
-    space |= {"models": {"small": small(play)}}
-    space |= {"model_choice": Thing(), "surprisal_choice": Thing()}
-    fit(play, play.model_2, steps=5)
-    play.TrainingPanel()
-    for _ in range(5):
-        buttons[0].disabled = False  # as if the clicks had waited in the queue
-        buttons[0].click()
-    wait_until(lambda: started)
-    time.sleep(0.2)
-    assert len(started) == 1
-    go.set()
-    started[0].join(10)
-    buttons[0].click()
-    wait_until(lambda: len(started) == 2)  # and afterwards a second one
-    started[1].join(10)
-
-
-def wait_until(what, seconds=10):
-    end = time.perf_counter() + seconds
-    while not what() and time.perf_counter() < end:
-        time.sleep(0.01)
-    assert what()

@@ -202,12 +202,6 @@ def test_the_level_is_reached_at_the_first_look_at_or_below_it(nb):
     assert nb.when_reached(nb.Runs([{"reached": 20}, {"reached": None}])) == "never"
 
 
-def test_the_share_of_real_names_is_counted_per_draw():
-    own = definitions(known={"emma"}, real={"mia"})
-    assert own.share_real(["emma", "mia", "mia", "zzz"]) == pytest.approx(2 / 3)
-    assert own.share_real(["emma"]) == 0
-
-
 def test_vowels_explain_the_largest_direction_or_nothing(nb, generator):
     C = 0.01 * torch.randn(27, 3, generator=generator)
     C[[1, 5, 9, 15, 21, 25], 2] += 1.0
