@@ -115,9 +115,9 @@ def check_first_loss(answer, V):
         "That is in bits, to base 2: our losses are in nats.": math.log2(V),
         "One token is missing: a name can also end.": math.log(V - 1),
         "That is the probability of each token: how surprising is it?": 1 / V,
-        "The sign is wrong: a surprise is never negative.": -math.log(V),
+        "The sign is wrong: a surprisal is never negative.": -math.log(V),
     }
-    hint = "which probability has each token, and what is the surprise about it in nats?"
+    hint = "which probability has each token, and what is its surprisal in nats?"
     compare(answer, math.log(V), slips, hint)
     return "all tokens alike. A first loss far above that is a network confidently wrong."
 
@@ -163,21 +163,21 @@ def check_parameters(answer, V):
 
 @exercise
 def check_surprisal(answer):
-    """Exercise 4: (probability of a name, perplexity) from its surprises."""
+    """Exercise 4: (probability of a name, perplexity) from its surprisals."""
     total, n = sum(SURPRISALS_OF_AVA), len(SURPRISALS_OF_AVA)
     probability, perplexity = as_numbers(answer, (2,))
     slips = {
         "Probability: that is for an average character, not for all.": math.exp(-total / n),
         "Probability: the end has to be drawn, too.": math.exp(SURPRISALS_OF_AVA[-1] - total),
     }
-    hint = "probability: surprises add up where probabilities are multiplied."
+    hint = "probability: surprisals add up where probabilities are multiplied."
     compare(probability, math.exp(-total), slips, hint)
     slips = {
         "Perplexity: it is a mean over characters, not a total.": math.exp(total),
         "Perplexity: the end counts as a character, too.": math.exp(total / (n - 1)),
         "Perplexity: that is the loss; perplexity is a number of choices.": total / n,
     }
-    hint = "perplexity: as many equally likely choices would have the same mean surprise."
+    hint = "perplexity: as many equally likely choices would have the same mean surprisal."
     compare(perplexity, math.exp(total / n), slips, hint)
     return "a blind guesser's is the number of tokens: training leaves fewer to choose from."
 

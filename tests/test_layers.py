@@ -27,14 +27,14 @@ def batch_norm(x, gamma, beta):
 
 def cases(nb):
     """name: (layer, the same function in PyTorch's own words, inputs)."""
-    g, layout, frozen = torch.Generator().manual_seed(1), nb.Rows(), nb.BatchNorm1d(6)
+    g, layout, frozen = torch.Generator().manual_seed(1), nb.Padding(), nb.BatchNorm1d(6)
     x, wide, tall, logits = random(7, 6), random(9, 12), random(300, 6), random(7, 27, scale=30)
     ids, positions = layout.read(PADDED)
     qkv = random(len(ids), 24)
     frozen.running_mean, frozen.running_var = mean, var = random(6), random(6).square() + 0.1
     with nb.training_mode(nb.Dropout(0.4, 5)) as same_seed:
         mask = same_seed.forward(torch.ones_like(x))
-    loss, token_and_position = nb.CrossEntropy(), nb.TokenAndPosition(27, 5, 6, nb.Rows(), g)
+    loss, token_and_position = nb.CrossEntropy(), nb.TokenAndPosition(27, 5, 6, nb.Padding(), g)
 
     def linear(x, W, b=0.0):
         return x @ W + b

@@ -173,6 +173,8 @@ def test_the_bootstrap_is_about_names_and_pairs_them(nb, models):
     totals = nb.name_surprisals(mlp, names)
     sizes = torch.tensor([len(n) + 1 for n in names])
     spread = (totals - loss * sizes).square().sum().sqrt() / sizes.sum()
+    compared = nb.compare({"table": table, "mlp": mlp}, table, "table")
+    assert compared["mlp"][0] == pytest.approx(mlp.loss(OTHERS) - table.loss(OTHERS), rel=1e-4)
     wide = nb.bootstrap(mlp, names, draws=2_000)
     assert (wide[2] - wide[1]) / 2 == pytest.approx(1.96 * spread.item(), rel=0.15)
     assert nb.with_interval((1.0, 0.25, 2.0)) == "1.000 (0.250 to 2.000)"

@@ -202,6 +202,14 @@ def test_the_level_is_reached_at_the_first_look_at_or_below_it(nb):
     assert nb.when_reached(nb.Runs([{"reached": 20}, {"reached": None}])) == "never"
 
 
+def test_a_network_sharper_than_its_luck_is_overconfident(nb):
+    network = nb.Config(**SIZES).make()
+    network.history = nb.History()
+    calm = nb.bn_measures(network)["overconfidence"]
+    network.find("linear")[-1].W.mul_(300)  # as sure as before it was not, and no better
+    assert abs(calm) < 0.1 and nb.bn_measures(network)["overconfidence"] > 1
+
+
 def test_vowels_explain_the_largest_direction_or_nothing(nb, generator):
     C = 0.01 * torch.randn(27, 3, generator=generator)
     C[[1, 5, 9, 15, 21, 25], 2] += 1.0
