@@ -165,11 +165,6 @@ def test_the_curve_is_drawn_for_no_step_for_one_and_for_many(play, losses):
     assert max([0, *curve.get_ydata()]) < 7, "a spike does not flatten the rest"
 
 
-def test_the_panel_has_a_control_for_each_dial(play):
-    assert set(play.panel_controls()) == set(DIALS)
-    assert play.panel_controls()["dropout"].value == 0.0
-
-
 # Save and load
 
 

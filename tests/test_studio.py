@@ -188,12 +188,6 @@ def test_a_character_that_the_model_knows_not_is_named(networks, open_page, text
     assert page.locator("#names").inner_text() == ""
 
 
-def test_a_name_of_another_script_and_of_odd_letters_is_safe_in_the_page(networks, open_page):
-    page = open_page(networks["tanh"], "</script><b>mine</b> MODEL")
-    assert page.locator("#about").inner_text().startswith("</script><b>mine</b> MODEL: ")
-    assert page.locator("#about b").count() == 0
-
-
 def test_what_is_no_mlp_is_refused_with_one_sentence(nb):
     other = nb.TransformerConfig(16, 4).make()
     tree = nb.TreeConfig(hidden_sizes=(4, 4), context_size=4).make()
