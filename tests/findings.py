@@ -79,8 +79,11 @@ def next_steps(run: Any) -> list[Claim]:
     second_seed = gains["best MLP + second seed"][0] / gains["best MLP + 5-gram"][0]
     tanh = interval_ends(run, run.search_gains["all names"]["tanh"])[0]
     mlp_and_block = interval_ends(run, run.fair_gains["MLP, 2 x 128"])[1]
-    two_blocks = interval_ends(run, run.fair_gains["Transformer, blocks: 2"])[1]
-    tree = interval_ends(run, run.tree_gain)[0]
+    soft = interval_ends(run, run.soft_gains)[1]
+    ensembles = run.transformer_gains
+    helps = ensembles["the same + Transformer"][0] - ensembles["best MLP + second seed + 5-gram"][0]
+    tree = run.interval(run.tree_gain)[0]
+    longer = dev["Transformer, 5 passes"] - dev["small Transformer"]
     table = dev["5-gram, Kneser-Ney"] - best_mlp
     with_table = best_mlp - dev["best MLP + 5-gram"]
     same_best = best_test - run.board_rows[-1]["test"]
@@ -89,9 +92,12 @@ def next_steps(run: Any) -> list[Claim]:
         ("the best MLP beats the 5-gram", table, 0.05, 0.075),
         ("their ensemble beats it", with_table, 0.005, 0.02),
         ("a second network brings as much", second_seed, 0.7, 1.3),
-        ("2 x 128 beats one block", mlp_and_block, -0.04, 0),
-        ("the tree loses to 2 x 192", tree, 0, 0.05),
-        ("two blocks beat one", two_blocks, -0.03, 0),
+        ("five passes: 2 x 128 beats a Transformer", mlp_and_block, -0.04, 0),
+        ("the tree is level with 2 x 192", tree, -0.01, 0.01),
+        ("more passes and dropout help a Transformer", longer, 0.02, 0.06),
+        ("the best MLP is ahead of it", ensembles["Transformer"][1], 0, 0.02),
+        ("soft targets help at equal steps", soft, -0.03, -0.003),
+        ("a Transformer helps the ensemble", helps, -0.02, -0.003),
         ("best on dev, best on test", same_best, 0, 0),
     ]
     if run.all_years_train:

@@ -253,15 +253,3 @@ def test_a_trained_model_joins_those_of_the_studio(lab):
     choice = lab.control("studio-panel", "model").locator("select")
     lab.answer("studio-panel", lambda: choice.select_option("your model 1"))
     assert "your model 1" in lab.shown("studio-panel").inner_text()
-
-
-def test_training_that_diverges_says_so_and_what_to_try(lab):
-    cell = lab.cell("training-panel-shown")
-    settings = {"steps": 300, "hidden size": 64, "layers": 6, "learning rate": 10}
-    for label, value in settings.items():
-        lab.slide("training-panel-shown", label, value)
-    cell.get_by_role("checkbox").uncheck()
-    cell.get_by_role("button", name="Train").click()
-    sentence = cell.get_by_text(re.compile("your model 2 (diverged|stopped at step).*try a learn"))
-    expect(sentence.first).to_be_visible(timeout=60 * SECOND)
-    expect(cell.locator("tbody tr")).to_have_count(1)

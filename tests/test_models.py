@@ -88,6 +88,14 @@ def test_an_ensemble_is_the_mean_of_its_models_probabilities(nb, models):
     assert ensemble.seconds == models["MLP"].seconds and ensemble.steps == 0
 
 
+@pytest.mark.parametrize("size", [1, 3, 9, 16])
+def test_different_rows_are_found_however_wide_they_are(nb, size):
+    X = nb.windows(NAMES + OTHERS, size)[0]
+    rows, which = nb.different_rows(X)
+    assert torch.equal(rows[which], X) and len(rows) == len(set(map(tuple, X.tolist())))
+    assert nb.different_rows(X[:0])[0].shape == (0, size)
+
+
 # Count tables
 
 

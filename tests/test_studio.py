@@ -137,20 +137,6 @@ def test_everything_can_be_done_with_the_keyboard_alone(networks, open_page):
     assert [row[0] for row in page.locator("#surprisals tr").all_inner_texts()] == [*"ava."]
 
 
-def test_what_was_drawn_is_gone_when_it_does_not_fit_any_more(networks, open_page):
-    page = open_page(networks["tanh"])
-    text = lambda place: page.locator(place).inner_text()  # noqa: E731
-    page.fill("#beginning", "em")
-    page.click("#twenty")
-    page.click("#draw")
-    page.fill("#name", "ava")
-    assert text("#names") and text("#drawn"), "another name is no reason"
-    page.fill("#beginning", "e3")
-    assert not text("#names") and "knows no" in text("#drawn") and not text("#next")
-    page.fill("#beginning", "e")
-    assert not text("#drawn") and "After “e”" in text("#next")
-
-
 def test_a_name_that_ends_at_once_and_a_very_rare_one_are_shown(networks, open_page):
     page = open_page(networks["tanh"])
     page.evaluate("Math.random = () => 0")  # draws the first of the characters: the end

@@ -27,7 +27,7 @@ def test_each_step_is_the_one_that_torch_takes_on_the_same_batch(nb):
     network, other = small(nb), small(nb)
     optimizer = torch.optim.SGD([other.parameters], lr=0.1, momentum=0.9, nesterov=True)
     batches, loss = nb.minibatches(other.examples(NAMES), 32, 3), nb.CrossEntropy()
-    run = nb.training(network, NAMES, 5, 0.1, 32, nb.linear_to_zero, nb.SGD(), 3)
+    run = nb.training(network, NAMES, 5, 0.1, 32, nb.linear_to_zero, nb.SGD(), nb.CrossEntropy(), 3)
     for step, (value, rate, direction) in enumerate(run):
         X, Y = next(batches)
         before = other.parameters.clone()
