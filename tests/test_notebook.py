@@ -323,8 +323,9 @@ def test_dials_turned_work_at_once_in_any_section(kernel):
             assert [int(n) for n in numbers] == [(DIALS | {"STEPS": steps})[n] for n in names]
             assert float(rate) == DIALS["LEARNING_RATE"] and f"{int(size):,} parameters" in shown
         shown = {cell.id: kernel.cell(cell) for cell in kernel.sections[13]}
-        search = shown.pop("search")
-        assert all(line in search[0] for line in ["Settings of this section", *said])
+        for cell_id in ("soft-study", "search"):
+            text = shown.pop(cell_id)[0]
+            assert all(line in text for line in ["Settings of this section", *said])
         same = [kernel.first[cell_id] == texts for cell_id, texts in shown.items()]
         assert all(same), "section 13 has settings of its own"
         for number in (10, 17):
