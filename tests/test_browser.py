@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = ("CharLM_MLP.ipynb", "charlm_utils.py", "names.txt", "names_all_years.txt")
 FILES += ("tests/exercises.py", "tests/findings.py", ".tools/studio.html")
 SLOW, SECOND = 240_000, 1_000  # milliseconds, as all times in this file
-ANSWER = 3 * SECOND  # how long the answer to an input may take
+ANSWER = 10 * SECOND  # how long the answer to an input may take
 SETTINGS = {  # of JupyterLab: every cell is in the page, nothing asks anything
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
