@@ -202,11 +202,11 @@ def test_the_level_is_reached_at_the_first_look_at_or_below_it(nb):
     assert nb.when_reached(nb.Runs([{"reached": 20}, {"reached": None}])) == "never"
 
 
-def test_a_network_sharper_than_its_luck_is_overconfident(nb):
+def test_a_network_that_is_too_sure_is_overconfident(nb):
     network = nb.Config(**SIZES).make()
     network.history = nb.History()
     calm = nb.bn_measures(network)["overconfidence"]
-    network.find("linear")[-1].W.mul_(300)  # as sure as before it was not, and no better
+    network.find("linear")[-1].W.mul_(300)  # far surer, and no better
     assert abs(calm) < 0.1 and nb.bn_measures(network)["overconfidence"] > 1
 
 
