@@ -95,6 +95,7 @@ def next_steps(run: Any) -> list[Claim]:
         ("five passes: 2 x 128 beats a Transformer", mlp_and_block, -0.04, 0),
         ("the tree is level with 2 x 192", tree, -0.01, 0.01),
         ("more passes and dropout help a Transformer", longer, 0.02, 0.06),
+        ("20 passes: it beats an MLP of its size", run.long_gain[2], -0.03, 0),
         ("the best MLP is ahead of it", ensembles["Transformer"][1], 0, 0.02),
         ("soft targets help at equal steps", soft, -0.03, -0.003),
         ("a Transformer helps the ensemble", helps, -0.02, -0.003),
