@@ -96,9 +96,6 @@ def test_different_rows_are_found_however_wide_they_are(nb, size):
     assert nb.different_rows(X[:0])[0].shape == (0, size)
 
 
-# Count tables
-
-
 @pytest.mark.parametrize("length", [0, 1, 2, 3])
 def test_a_count_table_counts_as_a_dictionary_does(nb, length):
     X, Y = nb.windows(NAMES, 3)
@@ -166,9 +163,6 @@ def test_discounts_are_estimated_from_counts_of_counts(nb):
     assert no_four.tolist() == pytest.approx([0, 0.5, 2 - 3 * 0.5 * 1 / 2, 3])
 
 
-# Comparing
-
-
 def test_the_bootstrap_is_about_names_and_pairs_them(nb, models):
     mlp, table = models["MLP"], models["AddAlpha"]
     names = OTHERS * 20
@@ -234,9 +228,6 @@ def test_the_leaderboard_has_a_row_for_each_entry_the_best_last():
     assert (row["train"], row["dev"], row["test"]) == losses
     assert by_name["uniform"]["steps"] is by_name["mean"]["train"] is None
     assert by_name["mean"]["seconds"] == one.seconds
-
-
-# Diagnostics
 
 
 def test_saturation_counts_stuck_outputs_and_dead_units(nb):

@@ -170,8 +170,10 @@ def test_names_and_other_configs_can_be_studied_too(nb):
     (row,) = nb.study(short, seeds=[1], **{k: v for k, v in COMMON.items() if k != "batch_size"})
     assert "names" not in row and row["data"] == "few" and row["batch_size"] == 8
     kind = {"config": nb.TransformerConfig, "heads": 2, "context_size": 9}
-    runs = nb.study(nb.grid(dim=[4, 8]), seeds=[1], steps=2, batch_size=4, **kind)
-    assert runs.column("dim") == [4, 8] and runs[0]["size"] < runs[1]["size"]
+    conditions = [{**kind, "dim": 4, "seeds": [7]}, {"context_size": 2}]
+    runs = nb.study(conditions, seeds=[1, 2], steps=2, batch_size=4)
+    assert runs.column("seed") == [7, 1, 2] and "config" not in runs[0]
+    assert [type(row["network"].config) for row in runs] == [kind["config"], nb.Config, nb.Config]
 
 
 def test_an_interrupt_ends_the_study_and_keeps_the_finished_runs_only():
