@@ -302,8 +302,8 @@ def bench_first_names() -> None:
 
 
 def main() -> None:
-    print(f"torch {torch.__version__}, 1 thread, medians of {ROUNDS} rounds in turns\n")
-    print(f"{'what':60} {'ours':>12} {'theirs':>12}")
+    print(f"torch {torch.__version__}, 1 thread, medians of {ROUNDS} rounds in turns")
+    print(f"\n{'what':60} {'ours':>12} {'theirs':>12}")
     bench_step()
     bench_products()
     bench_data_set()

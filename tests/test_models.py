@@ -220,8 +220,7 @@ def test_the_leaderboard_has_a_row_for_each_entry_the_best_last():
     rows = own.show_leaderboard()
     keys = ["model", "parameters", "steps", "seconds", "train", "dev", "test"]
     assert all(list(row) == keys for row in rows)
-    devs = [row["dev"] for row in rows]
-    assert devs == sorted(devs, reverse=True)
+    assert rows == sorted(rows, key=lambda row: -row["dev"])
     by_name = {row["model"]: row for row in rows}
     row, losses = by_name["one"], (one.loss(NAMES), one.loss(OTHERS), one.loss(NAMES[:9]))
     assert (row["steps"], row["parameters"], row["seconds"]) == (50, one.size, one.seconds)

@@ -1,5 +1,6 @@
 """The runner of the studies, their statistics and measures, and the drawing of means."""
 
+import functools
 import math
 import os
 import sys
@@ -148,6 +149,16 @@ def test_a_fault_in_a_process_is_raised_at_home():
     assert os.getpid() not in {process for process, _ in results.values()}
     nb.globals["DEVICE"] = "cuda"
     assert {process for _, (process, _) in nb.side_by_side(jobs)} == {os.getpid()}
+
+
+def test_a_finished_network_comes_home_whole():
+    nb = definitions(PROCESSES=2, FAST=True)
+    nb.globals["pretrained"] = nb.DeepConfig(**nb.BASE).make()
+    jobs = [functools.partial(nb.finish, names) for names in (NAMES, OTHERS)]
+    for network in (sent.to("cpu") for sent in nb.in_order(jobs)):
+        nb.train(network, NAMES, steps=2, batch_size=8, show=False)
+        again = network.config.make().load(network.tensors())
+        assert torch.equal(again.surprisals(OTHERS), network.surprisals(OTHERS))
 
 
 def test_the_partners_of_a_pair_share_initial_weights_and_batches(monkeypatch):
