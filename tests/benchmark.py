@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -97,14 +98,8 @@ def trainer(network: object, steps: int, batch_size: int, **options: object) -> 
 
 def idiomatic() -> nn.Sequential:
     """The same model as most would write it."""
-    model = nn.Sequential(
-        nn.Embedding(27, 10),
-        nn.Flatten(),
-        nn.Linear(30, 200, bias=False),
-        nn.BatchNorm1d(200),
-        nn.Tanh(),
-        nn.Linear(200, 27),
-    )
+    layers = [nn.Embedding(27, 10), nn.Flatten(), nn.Linear(30, 200, bias=False)]
+    model = nn.Sequential(*layers, nn.BatchNorm1d(200), nn.Tanh(), nn.Linear(200, 27))
     assert sum(p.numel() for p in model.parameters()) == 12_097
     return model
 
@@ -141,10 +136,7 @@ class IdiomaticTransformer(nn.Module):
 
 @torch.enable_grad()
 def train_idiomatic(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Batches,
-    learning_rate: Callable[[int], float],
+    model: nn.Module, optimizer: Any, batches: Batches, learning_rate: Callable[[int], float]
 ) -> list[float]:
     """The usual loop; returns the training losses."""
     losses = []
@@ -217,6 +209,19 @@ def bench_step() -> None:
         theirs = functools.partial(train_their_mlp, idiomatic(), steps, batch_size)
         mine, other = in_turns(ours, theirs)
         report(f"training step, batch {batch_size}, vs torch.nn", mine / steps, other / steps)
+
+
+def bench_products(batch_size: int = 256, steps: int = 300) -> None:
+    """A training step of Model 2 against the six matrix products in it, alone."""
+    shapes = [(batch_size, 30, 200), (batch_size, 200, 27)]
+    parts = [[torch.randn(b, i), torch.randn(i, o), torch.randn(b, o)] for b, i, o in shapes]
+
+    def products() -> None:
+        for _, (x, W, dy) in itertools.product(range(steps), parts):
+            _ = x @ W, x.T @ dy, dy @ W.T
+
+    mine, other = in_turns(trainer(our_network(), steps, batch_size), products)
+    print(f"{'the same step, times its matrix products':60} {mine / other:12.2f}")
 
 
 def bench_data_set() -> None:
@@ -297,9 +302,10 @@ def bench_first_names() -> None:
 
 
 def main() -> None:
-    print(f"torch {torch.__version__}, 1 thread, medians of {ROUNDS} rounds in turns\n")
-    print(f"{'what':60} {'ours':>12} {'theirs':>12}")
+    print(f"torch {torch.__version__}, 1 thread, medians of {ROUNDS} rounds in turns")
+    print(f"\n{'what':60} {'ours':>12} {'theirs':>12}")
     bench_step()
+    bench_products()
     bench_data_set()
     bench_sampling()
     bench_time_to_target()

@@ -75,7 +75,7 @@ def test_the_notebook_computes_on_a_device_without_float64(nb):
     networks = [kind.make() for kind in (*kinds, nb.TransformerConfig(8, 2, context_size=16))]
     for network in networks:
         assert there(network.parameters) and there(network.find("linear")[0].dW)
-        nb.train(network, NAMES, optimizer=nb.AdamW, **run)
+        nb.train(network, NAMES, optimizer=nb.AdamW, loss=nb.SoftCrossEntropy, **run)
     nb.attention_weights(networks[3], "emma")
     network, data = networks[1], nb.windows(OTHERS, 3)
     nb.saturation(nb.activation_outputs(network, data[0])[0])

@@ -96,9 +96,6 @@ def test_different_rows_are_found_however_wide_they_are(nb, size):
     assert nb.different_rows(X[:0])[0].shape == (0, size)
 
 
-# Count tables
-
-
 @pytest.mark.parametrize("length", [0, 1, 2, 3])
 def test_a_count_table_counts_as_a_dictionary_does(nb, length):
     X, Y = nb.windows(NAMES, 3)
@@ -166,9 +163,6 @@ def test_discounts_are_estimated_from_counts_of_counts(nb):
     assert no_four.tolist() == pytest.approx([0, 0.5, 2 - 3 * 0.5 * 1 / 2, 3])
 
 
-# Comparing
-
-
 def test_the_bootstrap_is_about_names_and_pairs_them(nb, models):
     mlp, table = models["MLP"], models["AddAlpha"]
     names = OTHERS * 20
@@ -226,17 +220,13 @@ def test_the_leaderboard_has_a_row_for_each_entry_the_best_last():
     rows = own.show_leaderboard()
     keys = ["model", "parameters", "steps", "seconds", "train", "dev", "test"]
     assert all(list(row) == keys for row in rows)
-    devs = [row["dev"] for row in rows]
-    assert devs == sorted(devs, reverse=True)
+    assert rows == sorted(rows, key=lambda row: -row["dev"])
     by_name = {row["model"]: row for row in rows}
     row, losses = by_name["one"], (one.loss(NAMES), one.loss(OTHERS), one.loss(NAMES[:9]))
     assert (row["steps"], row["parameters"], row["seconds"]) == (50, one.size, one.seconds)
     assert (row["train"], row["dev"], row["test"]) == losses
     assert by_name["uniform"]["steps"] is by_name["mean"]["train"] is None
     assert by_name["mean"]["seconds"] == one.seconds
-
-
-# Diagnostics
 
 
 def test_saturation_counts_stuck_outputs_and_dead_units(nb):

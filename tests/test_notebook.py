@@ -39,9 +39,6 @@ def table_of(nb, name):
     return [[part.strip() for part in line[1:-1].split("|")] for line in text.splitlines()[2:]]
 
 
-# What is stored
-
-
 def stored_faults(nb):
     """A sentence for each thing that a stored run must not hold."""
     cells = code_of(nb)
@@ -117,9 +114,6 @@ def test_the_contents_link_to_each_section_by_the_id_that_its_heading_gets():
     heads = re.findall(r"(?m)^##? (.+)$", re.sub(r"(?s)```.*?```", "", "\n".join(cells[1:])))
     ids = [head.replace(" ", "-") for head in heads]  # as JupyterLab and nbconvert make them
     assert re.findall(r"\]\(#(.+?)\)(?=[,:\n]|$)", cells[0]) == ids
-
-
-# How its names hang together
 
 
 def inner_reads(table):
@@ -201,9 +195,6 @@ def test_only_the_results_measure_a_loss_on_the_test_split():
     harmless = ("split_names(", "assert ", "held_out = ")
     rest = [(s, line) for s, line in lines if not any(part in line for part in harmless)]
     assert [section for section, _ in rest] == [16], rest
-
-
-# Runs in fast mode, in one live kernel
 
 
 class Kernel:

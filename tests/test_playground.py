@@ -165,9 +165,6 @@ def test_the_curve_is_drawn_for_no_step_for_one_and_for_many(play, losses):
     assert max([0, *curve.get_ydata()]) < 7, "a spike does not flatten the rest"
 
 
-# Save and load
-
-
 def kinds(play):
     mlp = small(play, hidden_sizes=(8, 8), activation="ReLU", dropout=0.2)
     fit(play, mlp, steps=20)

@@ -1,5 +1,6 @@
 """The runner of the studies, their statistics and measures, and the drawing of means."""
 
+import functools
 import math
 import os
 import sys
@@ -150,6 +151,16 @@ def test_a_fault_in_a_process_is_raised_at_home():
     assert {process for _, (process, _) in nb.side_by_side(jobs)} == {os.getpid()}
 
 
+def test_a_finished_network_comes_home_whole():
+    nb = definitions(PROCESSES=2, FAST=True)
+    nb.globals["pretrained"] = nb.DeepConfig(**nb.BASE).make()
+    jobs = [functools.partial(nb.finish, names) for names in (NAMES, OTHERS)]
+    for network in (sent.to("cpu") for sent in nb.in_order(jobs)):
+        nb.train(network, NAMES, steps=2, batch_size=8, show=False)
+        again = network.config.make().load(network.tensors())
+        assert torch.equal(again.surprisals(OTHERS), network.surprisals(OTHERS))
+
+
 def test_the_partners_of_a_pair_share_initial_weights_and_batches(monkeypatch):
     nb = definitions(PROCESSES=1)
     batches, right = [], nb.Embedding.forward
@@ -170,8 +181,10 @@ def test_names_and_other_configs_can_be_studied_too(nb):
     (row,) = nb.study(short, seeds=[1], **{k: v for k, v in COMMON.items() if k != "batch_size"})
     assert "names" not in row and row["data"] == "few" and row["batch_size"] == 8
     kind = {"config": nb.TransformerConfig, "heads": 2, "context_size": 9}
-    runs = nb.study(nb.grid(dim=[4, 8]), seeds=[1], steps=2, batch_size=4, **kind)
-    assert runs.column("dim") == [4, 8] and runs[0]["size"] < runs[1]["size"]
+    conditions = [{**kind, "dim": 4, "seeds": [7]}, {"context_size": 2}]
+    runs = nb.study(conditions, seeds=[1, 2], steps=2, batch_size=4)
+    assert runs.column("seed") == [7, 1, 2] and "config" not in runs[0]
+    assert [type(row["network"].config) for row in runs] == [kind["config"], nb.Config, nb.Config]
 
 
 def test_an_interrupt_ends_the_study_and_keeps_the_finished_runs_only():

@@ -167,8 +167,6 @@ def test_the_line_says_what_was_done_and_is_live_meanwhile(nb, monkeypatch):
     assert len(history.loss) == stopped.steps == 7 and in_inference_mode(stopped)
 
 
-# Settings
-
 WRONG = {
     "BATCH_SIZE": [-1, 1, 2.5],
     "CONTEXT_SIZE": [0],
